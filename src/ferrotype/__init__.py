@@ -1,0 +1,1 @@
+"""ferrotype: disk imaging."""

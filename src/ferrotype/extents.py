@@ -1,0 +1,310 @@
+"""Extent maps: which bytes of a source must be moved, and which are known without reading them.
+
+    bounds   0        64K      1M             5M      8M        n + 1 int64, strictly ascending
+             |  DATA  |  ZERO  |  FREE        |  DATA |
+    states       0        1         4             0             n uint8 of State flags
+
+A state flag is a permission and no flag is always a correct answer, so combining maps never has to guess:
+
+    cut      to a grid: a cell keeps only what all of it has     (AND)
+    merge    two maps of the same bytes: what either promises    (OR)
+    overlay  the lower layer shows where the upper is a HOLE
+
+Everything is vectorised; a map of ten million runs is cut, merged or counted in about a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntFlag
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Offsets = NDArray[np.int64]
+States = NDArray[np.uint8]
+
+
+class State(IntFlag):
+    """What is known of an extent without reading it.  No flag (DATA) promises nothing and is always right."""
+
+    DATA = 0
+    ZERO = 1  # reads as zeros
+    HOLE = 2  # this layer stores nothing here; a lower layer may
+    FREE = 4  # the file system does not use it
+    CLEAN = 8  # unchanged since the parent
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A run of bytes: start, length (bytes) and state."""
+
+    start: int
+    length: int
+    state: State = State.DATA
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExtentMap:
+    """An ascending, gap-free, complete map of the bytes from ``start`` to ``end``.
+
+    ``bounds`` holds n + 1 strictly ascending offsets and ``states`` n flags, so a map cannot overlap or have gaps.
+    An empty range has no extents and one bound.
+    """
+
+    bounds: Offsets
+    states: States
+
+    # ------------------------------------------------------------------ making
+
+    @classmethod
+    def uniform(cls, start: int, length: int, state: State = State.DATA) -> ExtentMap:
+        """One extent of one state, or an empty map where ``length`` is 0."""
+        if length <= 0:
+            return cls(np.array([start], np.int64), np.zeros(0, np.uint8))
+        return cls(np.array([start, start + length], np.int64), np.array([state], np.uint8))
+
+    @classmethod
+    def from_runs(
+        cls,
+        start: int,
+        length: int,
+        run_starts: Offsets | Sequence[int],
+        run_ends: Offsets | Sequence[int],
+        state: State,
+        rest: State = State.DATA,
+    ) -> ExtentMap:
+        """``state`` inside the runs, ``rest`` outside.  Runs ascend and do not overlap; they are clipped to the map."""
+        end = start + length
+        starts = np.clip(np.asarray(run_starts, np.int64), start, end)
+        ends = np.clip(np.asarray(run_ends, np.int64), start, end)
+        bounds = np.empty(2 * len(starts) + 2, np.int64)
+        bounds[0], bounds[-1] = start, end
+        bounds[1:-1:2], bounds[2:-1:2] = starts, ends
+        states = np.full(len(bounds) - 1, rest, np.uint8)
+        states[1::2] = state
+        return cls._normal(bounds, states)
+
+    @classmethod
+    def from_extents(cls, extents: Sequence[Extent]) -> ExtentMap:
+        """A map of adjacent, ascending extents.  Raises ValueError on a gap or an overlap."""
+        if not extents:
+            return cls.uniform(0, 0)
+        for left, right in zip(extents, extents[1:], strict=False):
+            if left.end != right.start:
+                raise ValueError(f"extents do not touch: {left} and {right}")
+        bounds = np.array([e.start for e in extents] + [extents[-1].end], np.int64)
+        return cls._normal(bounds, np.array([e.state for e in extents], np.uint8))
+
+    @classmethod
+    def concat(cls, maps: Sequence[ExtentMap]) -> ExtentMap:
+        """Maps that follow each other, as one.  Raises ValueError where one does not start at the end of the last."""
+        for left, right in zip(maps, maps[1:], strict=False):
+            if left.end != right.start:
+                raise ValueError(f"maps do not touch: {left.end} and {right.start}")
+        if not maps:
+            return cls.uniform(0, 0)
+        bounds = np.concatenate([m.bounds[:-1] for m in maps] + [maps[-1].bounds[-1:]])
+        return cls._normal(bounds, np.concatenate([m.states for m in maps]))
+
+    @classmethod
+    def _normal(cls, bounds: Offsets, states: States) -> ExtentMap:
+        """Drop empty extents and join equal neighbours."""
+        keep = np.diff(bounds) > 0
+        states = states[keep]
+        starts = bounds[:-1][keep]
+        if len(states) == 0:
+            return cls(bounds[-1:], states)
+        fresh = np.empty(len(states), bool)
+        fresh[0] = True
+        np.not_equal(states[1:], states[:-1], out=fresh[1:])
+        return cls(np.append(starts[fresh], bounds[-1]), states[fresh])
+
+    # ------------------------------------------------------------------ looking
+
+    @property
+    def start(self) -> int:
+        return int(self.bounds[0])
+
+    @property
+    def end(self) -> int:
+        return int(self.bounds[-1])
+
+    @property
+    def length(self) -> int:
+        return self.end - self.start
+
+    @property
+    def starts(self) -> Offsets:
+        return self.bounds[:-1]
+
+    @property
+    def lengths(self) -> Offsets:
+        return np.diff(self.bounds)
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def __iter__(self) -> Iterator[Extent]:
+        bounds = self.bounds.tolist()
+        for i, state in enumerate(self.states.tolist()):
+            yield Extent(bounds[i], bounds[i + 1] - bounds[i], State(state))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ExtentMap):
+            return NotImplemented
+        return np.array_equal(self.bounds, other.bounds) and np.array_equal(self.states, other.states)
+
+    __hash__ = None  # type: ignore[assignment]  # arrays inside
+
+    def total(self, flags: State) -> int:
+        """Bytes of the extents that have any of ``flags``."""
+        return int(self.lengths[(self.states & np.uint8(flags)) != 0].sum())
+
+    def runs(self, flags: State, *, present: bool = True) -> tuple[Offsets, Offsets]:
+        """Starts and ends of the maximal runs in which any of ``flags`` is present (or, if not ``present``, none)."""
+        hit = ((self.states & np.uint8(flags)) != 0) == present
+        edge = np.diff(np.concatenate(([False], hit, [False])).astype(np.int8))
+        return self.bounds[np.flatnonzero(edge == 1)], self.bounds[np.flatnonzero(edge == -1)]
+
+    # ------------------------------------------------------------------ deriving
+
+    def clip(self, start: int, length: int) -> ExtentMap:
+        """The part of the map inside the range; the range must lie within the map."""
+        end = start + length
+        if start < self.start or end > self.end or length < 0:
+            raise ValueError(f"range {start}..{end} is outside the map {self.start}..{self.end}")
+        if length == 0:
+            return ExtentMap.uniform(start, 0)
+        first = int(np.searchsorted(self.bounds, start, "right")) - 1
+        last = int(np.searchsorted(self.bounds, end, "left"))
+        bounds = self.bounds[first : last + 1].copy()
+        bounds[0], bounds[-1] = start, end
+        return ExtentMap(bounds, self.states[first:last])
+
+    def shift(self, delta: int) -> ExtentMap:
+        """The same map, ``delta`` bytes further on."""
+        return ExtentMap(self.bounds + delta, self.states)
+
+    def translate(self, table: dict[State, State]) -> ExtentMap:
+        """Replace whole state values; a value not in ``table`` stays."""
+        lookup = np.arange(256, dtype=np.uint8)
+        for old, new in table.items():
+            lookup[int(old)] = int(new)
+        return self._normal(self.bounds, lookup[self.states])
+
+    def masked(self, flags: State) -> ExtentMap:
+        """Keep only ``flags`` in every state."""
+        return self._normal(self.bounds, self.states & np.uint8(flags))
+
+    def cut(self, size: int, origin: int = 0) -> ExtentMap:
+        """On a grid of ``size`` bytes from ``origin``: each cell keeps the flags that all of it has (AND).
+
+        The first and the last cell may be shorter where the map's range is not on the grid.  Equal neighbouring
+        cells are one extent, so the cost follows the runs, not the cells.
+        """
+        if len(self) == 0:
+            return self
+        # A boundary inside a cell makes that cell mixed; every other cell is uniform.
+        inner = self.bounds[1:-1]
+        cell = (inner - origin) // size
+        mixed = inner != cell * size + origin
+        lows = np.maximum(cell[mixed] * size + origin, self.start)
+        highs = np.minimum(lows - (lows - origin) % size + size, self.end)
+        bounds = np.unique(np.concatenate([self.bounds, lows, highs]))
+        pieces = self.states[np.searchsorted(self.bounds, bounds[:-1], "right") - 1]
+        # Join the pieces of each mixed cell with AND; pieces outside mixed cells stand alone.
+        inside = np.searchsorted(lows_u := np.unique(lows), bounds[:-1], "right") - 1
+        highs_u = np.minimum(lows_u - (lows_u - origin) % size + size, self.end)
+        in_cell = (inside >= 0) & (bounds[:-1] < highs_u[np.maximum(inside, 0)]) if len(lows_u) else np.zeros(len(pieces), bool)
+        first = np.ones(len(pieces), bool)
+        first[1:] = ~(in_cell[1:] & in_cell[:-1] & (inside[1:] == inside[:-1]))
+        heads = np.flatnonzero(first)
+        return self._normal(np.append(bounds[heads], bounds[-1]), np.bitwise_and.reduceat(pieces, heads))
+
+
+def _same_range(a: ExtentMap, b: ExtentMap) -> Offsets:
+    if a.start != b.start or a.end != b.end:
+        raise ValueError(f"maps of different ranges: {a.start}..{a.end} and {b.start}..{b.end}")
+    return np.union1d(a.bounds, b.bounds)
+
+
+def _at(m: ExtentMap, starts: Offsets) -> States:
+    return m.states[np.searchsorted(m.bounds, starts, "right") - 1]
+
+
+def merge(a: ExtentMap, b: ExtentMap) -> ExtentMap:
+    """Two maps of the same bytes: an extent has every flag that either map promises (OR)."""
+    bounds = _same_range(a, b)
+    return ExtentMap._normal(bounds, _at(a, bounds[:-1]) | _at(b, bounds[:-1]))  # noqa: SLF001
+
+
+def overlay(top: ExtentMap, base: ExtentMap) -> ExtentMap:
+    """``base`` where ``top`` is a HOLE, ``top`` elsewhere."""
+    bounds = _same_range(top, base)
+    upper = _at(top, bounds[:-1])
+    hole = (upper & np.uint8(State.HOLE)) != 0
+    return ExtentMap._normal(bounds, np.where(hole, _at(base, bounds[:-1]), upper))  # noqa: SLF001
+
+
+_WINDOW: Final = 8 << 20  # bitmap bytes looked at in one go: temporaries stay under 100 MiB however large the disk
+
+
+class BitmapRuns:
+    """Runs of set bits, gathered from a bitmap that arrives in pieces.
+
+    Bits are numbered from the least significant of the first byte, as ext4, NTFS and exFAT number theirs.
+    Cost: a few passes over the packed bytes; memory grows with the number of runs only.
+    """
+
+    def __init__(self) -> None:
+        self._edges: list[Offsets] = []
+        self._count = 0
+        self._last = 0
+
+    def add(self, bitmap: NDArray[np.uint8], count: int) -> None:
+        """Append ``count`` bits.  Every piece but the last must hold a multiple of 8 bits."""
+        if self._count % 8:
+            raise ValueError("only the last piece may end inside a byte")
+        packed = bitmap[: (count + 7) // 8]
+        if len(packed) * 8 < count:
+            raise ValueError(f"{count} bits asked of {len(bitmap)} bytes")
+        for at in range(0, len(packed), _WINDOW):
+            window = packed[at : at + _WINDOW]
+            self._add_window(window, min(count - at * 8, len(window) * 8))
+
+    def add_run(self, count: int, *, value: bool) -> None:
+        """Append ``count`` equal bits without a bitmap."""
+        if count and int(value) != self._last:
+            self._edges.append(np.array([self._count], np.int64))
+            self._last = int(value)
+        self._count += count
+
+    def _add_window(self, packed: NDArray[np.uint8], count: int) -> None:
+        previous = np.empty_like(packed)  # bit i: the bit before bit i
+        previous[0] = self._last
+        previous[1:] = packed[:-1] >> 7
+        previous |= packed << 1
+        previous ^= packed  # now: bit i differs from its predecessor
+        touched = np.flatnonzero(previous)
+        if len(touched):
+            bits = np.unpackbits(previous[touched], bitorder="little").reshape(-1, 8)
+            row, column = np.nonzero(bits)
+            edges = touched[row] * 8 + column
+            edges = edges[edges < count]
+            self._edges.append(edges + self._count)
+            self._last ^= len(edges) & 1
+        self._count += count
+
+    def finish(self) -> tuple[Offsets, Offsets]:
+        """Starts and ends (in bits) of the runs of ones."""
+        edges = np.concatenate(self._edges) if self._edges else np.zeros(0, np.int64)
+        if len(edges) % 2:
+            edges = np.append(edges, self._count)
+        return edges[0::2], edges[1::2]

@@ -1,0 +1,57 @@
+"""File systems, as far as imaging needs them: which one it is, what it calls itself, and what it does not use.
+
+Each file system is one module with a class that satisfies ``FileSystem`` and two functions:
+
+    probe(source) -> bool            cheap, never raises on content: does the superblock say it is ours?
+    open(source) -> FileSystem       raises InvalidImage or UnsupportedError
+
+``source`` is the volume: byte 0 is the first byte of the partition.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from ferrotype.block import Source
+from ferrotype.extents import ExtentMap
+
+__all__ = ["FileSystem", "Facts", "Module"]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a file system says of itself."""
+
+    kind: str  # blkid's name: ext2 ext3 ext4 ntfs vfat exfat swap ...
+    label: str | None
+    uuid: str | None  # as blkid prints it
+    block_size: int  # bytes of one allocation unit (ext: block, or cluster with bigalloc; NTFS, FAT, exFAT: cluster)
+    size: int  # bytes the file system spans, from the start of the volume
+    unclean: str | None  # None: cleanly unmounted; else why its map cannot be trusted, for the user
+
+
+class FileSystem(Protocol):
+    """An opened file system."""
+
+    @property
+    def facts(self) -> Facts: ...
+
+    def allocation(self) -> ExtentMap:
+        """The whole volume: FREE where the file system does not use it, DATA (no flag) everywhere else.
+
+        Exact to the file system's own unit.  What lies behind the end of the file system is not FREE.  Raises
+        InvalidImage where the map contradicts itself; it is called for unclean file systems too.
+        """
+
+    def swap_files(self) -> ExtentMap:
+        """The whole volume: FREE where the contents of paging and hibernation files lie (Windows' pagefile.sys,
+        hiberfil.sys and swapfile.sys in the root folder), DATA everywhere else."""
+
+
+class Module(Protocol):
+    """What a file system's module offers; the table in ``registry`` names the modules."""
+
+    def probe(self, source: Source, /) -> bool: ...
+
+    def open(self, source: Source, /) -> FileSystem: ...

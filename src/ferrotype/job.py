@@ -1,0 +1,46 @@
+"""How long work reports what it does and is told to stop: one parameter, used by every verb."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ferrotype.errors import Cancelled
+
+
+class Job(Protocol):
+    """Progress out, cancellation in.  Calls may come from any thread."""
+
+    def begin(self, phase: str, total: int | None = None, /) -> None:
+        """A new phase starts; ``total`` bytes are ahead, or None where that is not known."""
+
+    def advance(self, count: int, /) -> None:
+        """``count`` more bytes of the phase are done.  Raises Cancelled once the user asked to stop."""
+
+    def warn(self, message: str, /) -> None:
+        """Something the user should know; the work goes on, and ends with exit code 8."""
+
+    def note(self, message: str, /) -> None:
+        """Something worth saying that is not a problem."""
+
+
+@dataclass(slots=True)
+class NullJob:
+    """Keeps warnings, shows nothing.  ``stop`` may be set from another thread to cancel."""
+
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    stop: bool = False
+
+    def begin(self, phase: str, total: int | None = None, /) -> None:
+        self.advance(0)
+
+    def advance(self, count: int, /) -> None:  # noqa: ARG002  the protocol's signature
+        if self.stop:
+            raise Cancelled
+
+    def warn(self, message: str, /) -> None:
+        self.warnings.append(message)
+
+    def note(self, message: str, /) -> None:
+        self.notes.append(message)
