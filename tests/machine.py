@@ -22,7 +22,9 @@ IN_CI = os.environ.get("CI") == "true"
 
 def need(*tools: str) -> None:
     """Skip the test where a tool is missing; in CI, fail it."""
-    missing = [tool for tool in tools if shutil.which(tool, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin") is None]
+    missing = [
+        tool for tool in tools if shutil.which(tool, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin") is None
+    ]
     if missing:
         (pytest.fail if IN_CI else pytest.skip)(f"not installed: {', '.join(missing)}")
 
@@ -30,9 +32,18 @@ def need(*tools: str) -> None:
 def run(*argv: str | Path, text_in: str | None = None, ok: tuple[int, ...] = (0,), **kwargs: Any) -> str:
     """Standard output of a tool that must end with one of the codes in ``ok``."""
     need(str(argv[0]))
-    env = os.environ | {"LC_ALL": "C", "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin"} | kwargs.pop("env", {})
+    env = (
+        os.environ | {"LC_ALL": "C", "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin"} | kwargs.pop("env", {})
+    )
     done = subprocess.run(
-        [str(a) for a in argv], input=text_in, capture_output=True, text=True, errors="replace", env=env, check=False, **kwargs
+        [str(a) for a in argv],
+        input=text_in,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env=env,
+        check=False,
+        **kwargs,
     )
     assert done.returncode in ok, f"{argv}: exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     return done.stdout

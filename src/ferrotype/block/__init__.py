@@ -80,5 +80,7 @@ def read(source: Source, offset: int, length: int) -> bytes:
 def read_exactly(source: Source, offset: int, length: int, what: str) -> bytes:
     """Like ``read``, for offsets that came from disk: raises InvalidImage naming ``what`` if it lies outside."""
     if offset < 0 or length < 0 or offset + length > source.size:
-        raise InvalidImage(f"{what} lies outside the disk ({length} bytes at {offset}, the disk has {source.size})", offset=offset)
+        raise InvalidImage(
+            f"{what} lies outside the disk ({length} bytes at {offset}, the disk has {source.size})", offset=offset
+        )
     return read(source, offset, length)

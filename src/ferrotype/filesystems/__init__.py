@@ -16,7 +16,7 @@ from typing import Protocol
 from ferrotype.block import Source
 from ferrotype.extents import ExtentMap
 
-__all__ = ["FileSystem", "Facts", "Module"]
+__all__ = ["Facts", "FileSystem", "Module"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ class Partition:
     index: int  # the number users know it by: 1 for sda1; logical MBR partitions count from 5
     start: int
     size: int
-    type: str  # GPT: upper-case GUID; MBR: two hex digits in lower case, as sfdisk prints them ("7", "83" -> "07", "83")
+    type: str  # GPT: upper-case GUID; MBR: two hex digits in lower case ("07", "83")
     label: str | None = None  # GPT partition name
     uuid: str | None = None  # GPT: unique GUID, upper case; MBR: "<disk id>-<index>"
 

@@ -1,0 +1,355 @@
+"""The machine's disks, and what rests on what: the questions a restore asks before its first write.
+
+Every block device and file comes down to ranges of a root, through partitions and loop devices:
+
+    /dev/loop0p1  ->  /dev/loop0 from 1 MiB  ->  /var/disk.raw from 1 MiB        file root: its (st_dev, st_ino)
+    /dev/sda2     ->  /dev/sda from 512 MiB                                      device root: its (major, minor)
+
+and rests on more: a file root on the devices of its file system, a device-mapper or md device on its slaves.
+
+    same_storage    ranges of one meet ranges of the other, or of what the other rests on
+    lies_on         what the file rests on meets the device
+    uses            what is mounted, swapped to or held among the devices that meet the path
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from ferrotype.block import linux, sysfs
+
+__all__ = ["Disk", "Partition", "disks", "lies_on", "same_storage", "uses"]
+
+_UNIT: Final = 512  # bytes; sysfs counts in it whatever the sector size
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """A partition as the kernel knows it; ``start`` (on its disk) and ``size`` in bytes."""
+
+    path: Path
+    number: int
+    start: int
+    size: int
+    mounts: tuple[str, ...]
+    holders: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A whole block device; sizes in bytes.  What it does not tell is None."""
+
+    path: Path
+    size: int
+    sector_size: int
+    physical_sector_size: int
+    model: str | None
+    serial: str | None
+    removable: bool
+    rotational: bool
+    read_only: bool
+    partitions: tuple[Partition, ...]
+    mounts: tuple[str, ...]  # of the whole device; those of partitions stand there
+    holders: tuple[str, ...]  # devices made of it: dm-0, md127
+    backing_file: str | None  # of a loop device
+
+
+# ---------------------------------------------------------------------- ranges of roots
+
+
+class _Range(NamedTuple):
+    """Bytes ``start`` to ``end`` of a device or a file."""
+
+    kind: str  # "device": number is (major, minor); "file": (st_dev, st_ino)
+    number: tuple[int, int]
+    start: int
+    end: int
+    path: str | None = None  # of a file, where it has one
+
+    def meets(self, other: _Range) -> bool:
+        same = self.kind == other.kind and self.number == other.number
+        return same and self.start < other.end and other.start < self.end
+
+    def part(self, start: int, length: int) -> _Range:
+        return self._replace(start=self.start + start, end=min(self.start + start + length, self.end))
+
+
+def _meet(some: list[_Range], others: list[_Range]) -> bool:
+    return any(one.meets(other) for one in some for other in others)
+
+
+_DEPTH: Final = 32  # loop devices over loop devices, a partition between each two
+
+
+def _device_range(number: sysfs.Number, depth: int = _DEPTH) -> _Range:
+    """A device as a range of its root: the disk of a partition, what a loop device is attached to."""
+    folder = sysfs.folder_of(number)
+    own = _Range("device", number, 0, 1 << 63)
+    if folder is None or depth == 0:
+        return own
+    size = sysfs.count(folder / "size") * _UNIT
+    disk = sysfs.number_of(folder.parent) if (folder / "partition").exists() else None
+    if disk is not None:
+        return _device_range(disk, depth - 1).part(sysfs.count(folder / "start") * _UNIT, size)
+    backing = _backing(folder, depth)
+    return backing.part(sysfs.count(folder / "loop" / "offset"), size) if backing else own
+
+
+def _backing(folder: Path, depth: int) -> _Range | None:
+    """What a loop device is attached to, as a whole."""
+    name = sysfs.text(folder / "loop" / "backing_file")
+    if name is None:
+        return None
+    found = _path_range(name, depth - 1)
+    if found is not None:
+        return found
+    # Deleted meanwhile, or out of our sight: the driver still knows which one it is.
+    with contextlib.suppress(OSError):
+        fd = os.open(sysfs.device_path(folder), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            info = linux.loop_info(fd)
+        finally:
+            os.close(fd)
+        if info.lo_rdevice:
+            return _device_range(sysfs.number_from(info.lo_rdevice), depth - 1)
+        return _Range("file", (info.lo_device, info.lo_inode), 0, 1 << 63)
+    return None
+
+
+def _path_range(path: str | os.PathLike[str], depth: int = _DEPTH) -> _Range | None:
+    """What the path is, as a range of its root; None where it is neither a block device nor a regular file."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    if stat.S_ISBLK(status.st_mode):
+        return _device_range(sysfs.number_from(status.st_rdev), depth)
+    if stat.S_ISREG(status.st_mode):
+        return _Range("file", (status.st_dev, status.st_ino), 0, 1 << 63, os.path.realpath(path))
+    return None
+
+
+def _rests_on(first: list[_Range]) -> list[_Range]:
+    """The ranges, and all that they rest on: file systems' devices, slaves of made-up devices, and so on down."""
+    found: list[_Range] = []
+    todo = list(first)
+    while todo:
+        one = todo.pop()
+        if one in found:
+            continue
+        found.append(one)
+        if one.kind == "device":
+            folder = sysfs.folder_of(sysfs.Number(*one.number))
+            slaves = folder / "slaves" if folder else Path()
+            numbers = [sysfs.number_of(slaves / name) for name in sysfs.names(slaves)] if folder else []
+            todo += [_device_range(number) for number in numbers if number]
+        elif one.path is not None:
+            todo += _file_system_ranges(Path(one.path))
+        else:
+            todo.append(_device_range(sysfs.number_from(one.number[0])))
+    return found
+
+
+def _file_system_ranges(path: Path) -> list[_Range]:
+    """Where the file system that holds the existing path keeps its bytes."""
+    try:
+        device = sysfs.number_from(os.stat(path).st_dev)
+    except OSError:
+        return []
+    ranges = [_device_range(device)] if sysfs.folder_of(device) else []
+    mount = sysfs.mount_of(path)
+    return ranges + _mount_ranges(mount) if mount else ranges
+
+
+def _mount_ranges(mount: sysfs.Mount) -> list[_Range]:
+    """Where a mounted file system keeps its bytes.  The device number of many (btrfs, FUSE, overlay) is made up."""
+    ranges = [_device_range(mount.device)] if sysfs.folder_of(mount.device) else []
+    if mount.source.startswith("/"):
+        source = _path_range(mount.source)
+        ranges += [source] if source else []
+    if mount.kind == "btrfs":
+        ranges += _btrfs_ranges(mount.source)
+    if mount.kind == "overlay":
+        # Writes go to the upper folder, but reading the file may read a lower one.
+        for option in mount.options.split(","):
+            key, _, folders = option.partition("=")
+            if key in ("upperdir", "lowerdir", "lowerdir+", "datadir+"):
+                below = [Path(sysfs.unescape(folder)) for folder in folders.split(":") if folder]
+                # Through the path, not the mount: an overlay over an overlay ends, at the latest, where paths do.
+                ranges += [r for folder in below for r in _plain_folder_ranges(folder)]
+    return ranges
+
+
+def _plain_folder_ranges(folder: Path) -> list[_Range]:
+    try:
+        device = sysfs.number_from(os.stat(folder).st_dev)
+    except OSError:
+        return []
+    return [_device_range(device)] if sysfs.folder_of(device) else []
+
+
+def _btrfs_ranges(source: str) -> list[_Range]:
+    """All devices of the btrfs that has the device ``source``; mountinfo names one only."""
+    own = sysfs.rdev(source)
+    for folder in (sysfs.SYS / "fs" / "btrfs").glob("*-*-*-*-*/devices"):
+        numbers = [number for name in sysfs.names(folder) if (number := sysfs.number_of(folder / name))]
+        if own in numbers:
+            return [_device_range(number) for number in numbers]
+    return []
+
+
+# ---------------------------------------------------------------------- what a restore asks
+
+
+def same_storage(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
+    """Whether writing to one would change the other.
+
+    So it is for the same device or file under two names, for a disk and its partition, for a loop device and the
+    part of the file or device it is attached to, for a device-mapper or md device and what it is made of.  A path
+    that does not exist is nobody's.
+    """
+    one, other = _path_range(a), _path_range(b)
+    if one is None or other is None:
+        return False
+    return _meet([one], _made_of(other)) or _meet(_made_of(one), [other])
+
+
+def _made_of(one: _Range) -> list[_Range]:
+    """The range and the slaves below it; not the file systems below a file, which have room for others."""
+    return [one] if one.kind == "file" else [r for r in _rests_on([one]) if r.kind == "device"]
+
+
+def lies_on(file: str | os.PathLike[str], device: str | os.PathLike[str]) -> bool:
+    """Whether the file, which need not exist yet, is stored on the device or on a part of it.
+
+    It is looked for through partitions, device-mapper and md slaves, and the files behind loop devices.
+    """
+    target = _path_range(device)
+    if target is None:
+        return False
+    path = Path(os.path.realpath(file))
+    own = _path_range(path)
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return _meet(_rests_on([own] if own else _file_system_ranges(path)), [target])
+
+
+def uses(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Why the device or file, or any part of it, is in use: one sentence a reason, none where it is not."""
+    target = _path_range(path)
+    if target is None:
+        return ()
+    itself = sysfs.rdev(path)
+    reasons = []
+    for number, folder in sysfs.devices():
+        if _device_range(number).meets(target):
+            title = sysfs.title(folder)
+            if number != itself and (folder / "loop" / "backing_file").exists():
+                reasons.append(f"{title} is attached to it as a loop device")
+            holders = folder / "holders"
+            reasons += [f"{title} is part of {sysfs.title(holders / name)}" for name in sysfs.names(holders)]
+    for mount in sysfs.mounts():
+        if _meet([below for one in _mount_ranges(mount) for below in _made_of(one)], [target]):
+            device = sysfs.folder_of(mount.device)
+            reasons.append(f"{sysfs.title(device) if device else mount.source} is mounted at {mount.where}")
+    reasons += [f"{swap} is used as swap space" for swap in sysfs.swaps() if _swaps_to(swap, target)]
+    if not reasons and itself is not None and _is_held(path):
+        reasons.append(f"{path} is held by another program")
+    return tuple(dict.fromkeys(reasons))
+
+
+def _swaps_to(swap: str, target: _Range) -> bool:
+    own = _path_range(swap)
+    return own is not None and _meet(_made_of(own), [target])
+
+
+def _is_held(path: str | os.PathLike[str]) -> bool:
+    """Whether someone has the device open exclusively, as mkfs, ZFS and other mount namespaces do."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno == errno.EBUSY
+    return False
+
+
+# ---------------------------------------------------------------------- the list of disks
+
+
+def disks() -> tuple[Disk, ...]:
+    """The machine's disks: no RAM disks, no empty drives, loop devices only where something is attached."""
+    mounted: dict[sysfs.Number, list[str]] = {}
+    for mount in sysfs.mounts():
+        number = mount.device if sysfs.folder_of(mount.device) else sysfs.rdev(mount.source)
+        if number is not None:
+            mounted.setdefault(number, []).append(mount.where)
+    folders = [Path(os.path.realpath(sysfs.SYS / "block" / name)) for name in sysfs.names(sysfs.SYS / "block")]
+    return tuple(_disk(folder, mounted) for folder in folders if _is_disk(folder))
+
+
+def _is_disk(folder: Path) -> bool:
+    if not sysfs.count(folder / "size") or sysfs.count(folder / "hidden") or re.fullmatch(r"z?ram\d+", folder.name):
+        return False
+    return not folder.name.startswith("loop") or sysfs.text(folder / "loop" / "backing_file") is not None
+
+
+def _disk(folder: Path, mounted: dict[sysfs.Number, list[str]]) -> Disk:
+    return Disk(
+        path=sysfs.device_path(folder),
+        size=sysfs.count(folder / "size") * _UNIT,
+        sector_size=sysfs.count(folder / "queue" / "logical_block_size") or _UNIT,
+        physical_sector_size=sysfs.count(folder / "queue" / "physical_block_size") or _UNIT,
+        model=_word(folder / "device" / "model") or _word(folder / "dm" / "name") or _word(folder / "md" / "level"),
+        serial=_serial(folder),
+        removable=sysfs.count(folder / "removable") != 0,
+        rotational=sysfs.count(folder / "queue" / "rotational") != 0,
+        read_only=sysfs.count(folder / "ro") != 0,
+        partitions=_partitions(folder, mounted),
+        mounts=_mounts_on(folder, mounted),
+        holders=tuple(sysfs.names(folder / "holders")),
+        backing_file=sysfs.text(folder / "loop" / "backing_file"),
+    )
+
+
+def _partitions(folder: Path, mounted: dict[sysfs.Number, list[str]]) -> tuple[Partition, ...]:
+    parts = [folder / name for name in sysfs.names(folder) if (folder / name / "partition").exists()]
+    found = [
+        Partition(
+            path=sysfs.device_path(part),
+            number=sysfs.count(part / "partition"),
+            start=sysfs.count(part / "start") * _UNIT,
+            size=sysfs.count(part / "size") * _UNIT,
+            mounts=_mounts_on(part, mounted),
+            holders=tuple(sysfs.names(part / "holders")),
+        )
+        for part in parts
+    ]
+    return tuple(sorted(found, key=lambda part: part.number))
+
+
+def _mounts_on(folder: Path, mounted: dict[sysfs.Number, list[str]]) -> tuple[str, ...]:
+    number = sysfs.number_of(folder)
+    return tuple(mounted.get(number, ())) if number else ()
+
+
+def _serial(folder: Path) -> str | None:
+    """Virtio, NVMe and MMC tell it as text, SCSI in the vital product data page 80h (SPC-4, 7.8.15)."""
+    told = _word(folder / "serial") or _word(folder / "device" / "serial")
+    if told is not None:
+        return told
+    try:
+        page = (folder / "device" / "vpd_pg80").read_bytes()
+    except OSError:
+        return None
+    return page[4:].decode("ascii", "replace").strip("\0 ") or None
+
+
+def _word(attribute: Path) -> str | None:
+    """An attribute for people, without the padding; None where it is empty."""
+    return (sysfs.text(attribute) or "").strip() or None

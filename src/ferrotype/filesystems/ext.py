@@ -1,0 +1,450 @@
+"""ext2, ext3 and ext4: which blocks (or, with bigalloc, clusters) are free.
+
+    byte 1024       s_first_data_block + g * s_blocks_per_group
+    +------------+--+------------------------------------------------------------------------------+- -
+    | superblock |  | group g                                                                      |
+    +------------+--+------------------------------------------------------------------------------+- -
+                    | superblock | descriptors, | block  | inode  | inode table  | blocks of files |
+                    | copy       | room to grow | bitmap | bitmap |              | and folders     |
+                      only in the groups that       anywhere in the flex group, or
+                      sparse_super[2] names         where resizing found room
+
+    descriptors     32 bytes a group, s_desc_size with 64bit; all together behind the superblock, or with meta_bg
+                    one block for each run of groups, in the first, the second and the last group of the run
+    block bitmap    one bit a cluster, the least significant first, 1 = in use; the last group's is padded
+    BLOCK_UNINIT    the bitmap was never written: only metadata is in use, and where that lies is computed
+
+Written from "ext4 Data Structures and Algorithms" (Linux documentation, filesystems/ext4), sections "Super Block",
+"Block Group Descriptors", "Block and Inode Bitmaps", "Meta Block Groups", "Bigalloc" and "Checksums".
+
+Believing a damaged bitmap would lose data, so each group has to prove itself: descriptor and bitmap by checksum where
+the file system has them, the bitmap by the number of free clusters in its descriptor, and by showing as used all
+blocks known to hold metadata.  The superblock's own count of free blocks proves nothing: Linux brings it up to date
+on unmounting only, so it is stale after a journal was replayed.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ferrotype.block import Source, read, read_exactly
+from ferrotype.errors import InvalidImage, UnsupportedError
+from ferrotype.extents import BitmapRuns, ExtentMap, State
+from ferrotype.filesystems import Facts
+from ferrotype.filesystems.ext_records import (
+    BLOCK_UNINIT,
+    DESC_HI,
+    DESC_LO,
+    ERROR_FS,
+    EXT3_INCOMPAT,
+    EXT3_RO_COMPAT,
+    MAGIC,
+    ORPHAN_FS,
+    SUPERBLOCK,
+    TEST_FILESYS,
+    VALID_FS,
+    Blocks,
+    Compat,
+    Geometry,
+    Incompat,
+    RoCompat,
+    Superblock,
+)
+from ferrotype.units import MiB
+
+__all__ = ["Ext", "open", "probe"]
+
+Bytes = NDArray[np.uint8]
+Checksums = NDArray[np.uint32]
+
+WINDOW: Final = 8 * MiB  # of descriptors or bitmaps held at once
+
+
+# ---------------------------------------------------------------------- checksums, many rows at once
+
+
+@cache
+def _table(polynomial: int, bits: int) -> Checksums:
+    """What ``bits`` (8 or 16) low bits of a reflected CRC's state turn into when they are shifted out."""
+    table: Checksums = np.arange(1 << bits, dtype=np.uint32)
+    for _ in range(bits):
+        low_bit = table & 1
+        table >>= 1
+        table ^= low_bit * np.uint32(polynomial)
+    return table
+
+
+def _crc(polynomial: int, state: Checksums, rows: Bytes) -> Checksums:
+    """The CRC of each row, going on from its ``state``: all rows step together, two bytes at a time."""
+    even = rows.shape[1] & ~1
+    state = np.broadcast_to(state, len(rows)).astype(np.uint32)
+    wide = _table(polynomial, 16)
+    for pair in np.ascontiguousarray(rows[:, :even]).view("<u2").T.copy():
+        state = wide[(state ^ pair) & 0xFFFF] ^ (state >> 16)
+    for last in rows[:, even:].T:
+        state = _table(polynomial, 8)[(state ^ last) & 0xFF] ^ (state >> 8)
+    return state
+
+
+CRC16: Final = 0xA001
+CRC32C: Final = 0x82F63B78
+_SMALL: Final = np.array([0xFFFF], np.uint32)
+_LARGE: Final = np.array([0xFFFFFFFF], np.uint32)
+
+
+def _row(data: bytes) -> Bytes:
+    return np.frombuffer(data, np.uint8).reshape(1, -1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Groups:
+    """What the descriptors say, one entry a group."""
+
+    block_bitmap: Blocks
+    inode_bitmap: Blocks
+    inode_table: Blocks
+    free: NDArray[np.uint32]  # clusters
+    uninit: NDArray[np.bool_]
+    bitmap_csum: Checksums
+
+
+# ---------------------------------------------------------------------- the file system
+
+
+class Ext:
+    """An opened ext2, ext3 or ext4 file system."""
+
+    def __init__(self, source: Source, sb: Superblock, raw: bytes) -> None:
+        self._source = source
+        self._sb = sb
+        self._geo = Geometry.of(sb)
+        self._csum = bool(sb.s_feature_ro_compat & RoCompat.METADATA_CSUM)
+        self._gdt_csum = bool(sb.s_feature_ro_compat & RoCompat.GDT_CSUM) and not self._csum
+        self._seed = np.array([sb.s_checksum_seed], np.uint32)
+        if not sb.s_feature_incompat & Incompat.CSUM_SEED:
+            self._seed = _crc(CRC32C, _LARGE, _row(sb.s_uuid))
+        if self._csum and int(_crc(CRC32C, _LARGE, _row(raw[:-4]))[0]) != sb.s_checksum:
+            raise InvalidImage("the ext superblock's checksum does not match", offset=SUPERBLOCK, field="s_checksum")
+        self._facts = _facts(sb, self._geo, source.size)
+
+    @property
+    def facts(self) -> Facts:
+        return self._facts
+
+    def swap_files(self) -> ExtentMap:
+        """All DATA: Linux's swap files are only known by the running system's configuration."""
+        return ExtentMap.uniform(0, self._source.size)
+
+    def allocation(self) -> ExtentMap:
+        """FREE where bitmaps that prove themselves say so, to the block or cluster, up to the file system's end."""
+        geo = self._geo
+        groups = self._read_groups()
+        metadata = self._metadata(groups)
+        free = BitmapRuns()
+        step = max(1, WINDOW // geo.block_size)
+        for first in range(0, geo.groups, step):
+            window = range(first, min(first + step, geo.groups))
+            used = self._bitmaps(window, groups, metadata)
+            count = min(len(window) * geo.group_clusters, geo.clusters - first * geo.group_clusters)
+            free.add(~used.reshape(-1), count)
+        starts, ends = (
+            np.minimum(geo.first_block + run * geo.ratio, geo.blocks) * geo.block_size for run in free.finish()
+        )
+        return ExtentMap.from_runs(0, self._source.size, starts, ends, State.FREE)
+
+    # ------------------------------------------------------------------ descriptors
+
+    def _read_groups(self) -> _Groups:
+        geo = self._geo
+        result = _Groups(
+            block_bitmap=np.empty(geo.groups, np.int64),
+            inode_bitmap=np.empty(geo.groups, np.int64),
+            inode_table=np.empty(geo.groups, np.int64),
+            free=np.empty(geo.groups, np.uint32),
+            uninit=np.zeros(geo.groups, np.bool_),
+            bitmap_csum=np.empty(geo.groups, np.uint32),
+        )
+        per_block, step = geo.block_size // geo.desc_size, WINDOW // geo.block_size
+        blocks = self._descriptor_blocks()
+        for at in range(0, len(blocks), step):
+            first = at * per_block
+            rows = self._read_blocks(blocks[at : at + step], geo.block_size, "a block of group descriptors")
+            rows = rows.reshape(-1, geo.desc_size)[: geo.groups - first]
+            self._take_descriptors(rows, first, result)
+        return result
+
+    def _descriptor_blocks(self) -> Blocks:
+        """The blocks of the primary descriptor table, in order (section "Meta Block Groups")."""
+        geo, sb = self._geo, self._sb
+        index = np.arange(geo.desc_blocks, dtype=np.int64)
+        together = geo.super_block + 1 + index
+        if not sb.s_feature_incompat & Incompat.META_BG:
+            return together
+        leader = index * (geo.block_size // geo.desc_size)
+        apart = geo.start_of(leader) + np.isin(leader, self._backup_groups())
+        return np.where(index < sb.s_first_meta_bg, together, apart)
+
+    def _take_descriptors(self, rows: Bytes, first: int, into: _Groups) -> None:
+        """Check one window of descriptors and keep what matters."""
+        geo = self._geo
+        fields = DESC_LO | (DESC_HI if geo.desc_size >= 64 else {})
+        formats, offsets = zip(*fields.values(), strict=True)
+        dtype = np.dtype({"names": list(fields), "formats": formats, "offsets": offsets, "itemsize": geo.desc_size})
+        table = np.ascontiguousarray(rows).view(dtype).reshape(-1)
+        self._check_descriptors(rows, table["bg_checksum"], first)
+
+        def joined(name: str, shift: int) -> Blocks:
+            value: Blocks = table[name + "_lo"].astype(np.int64)
+            return value | table[name + "_hi"].astype(np.int64) << shift if name + "_hi" in fields else value
+
+        part = slice(first, first + len(rows))
+        into.block_bitmap[part] = joined("bg_block_bitmap", 32)
+        into.inode_bitmap[part] = joined("bg_inode_bitmap", 32)
+        into.inode_table[part] = joined("bg_inode_table", 32)
+        into.free[part] = joined("bg_free_blocks_count", 16)
+        into.bitmap_csum[part] = joined("bg_block_bitmap_csum", 16)
+        if self._csum or self._gdt_csum:  # without checksums the flags mean nothing
+            into.uninit[part] = (table["bg_flags"] & BLOCK_UNINIT) != 0
+        for what, place, length in (
+            ("block bitmap", into.block_bitmap[part], 1),
+            ("inode bitmap", into.inode_bitmap[part], 1),
+            ("inode table", into.inode_table[part], geo.table_blocks),
+        ):
+            outside = (place < geo.first_block) | (place > geo.blocks - length)
+            if outside.any():
+                raise InvalidImage(f"the {what} of group {first + int(outside.argmax())} is outside the file system")
+
+    def _check_descriptors(self, rows: Bytes, stored: NDArray[np.uint16], first: int) -> None:
+        """Section "Checksums": crc16 with uninit_bg, the lower half of crc32c with metadata_csum."""
+        number = np.arange(first, first + len(rows), dtype="<u4").view(np.uint8).reshape(-1, 4)
+        if self._csum:
+            blank = np.zeros((len(rows), 2), np.uint8)
+            state = _crc(CRC32C, self._seed, np.hstack([number, rows[:, :0x1E], blank, rows[:, 0x20:]]))
+        elif self._gdt_csum:
+            uuid_state = _crc(CRC16, _SMALL, _row(self._sb.s_uuid))
+            state = _crc(CRC16, uuid_state, np.hstack([number, rows[:, :0x1E], rows[:, 0x20:]]))
+        else:
+            return
+        wrong = (state & 0xFFFF) != stored
+        if wrong.any():
+            group = first + int(wrong.argmax())
+            raise InvalidImage(f"the checksum of group {group}'s descriptor does not match", field="bg_checksum")
+
+    # ------------------------------------------------------------------ where metadata lies
+
+    def _backup_groups(self) -> Blocks:
+        """Groups that hold the superblock or a copy of it, ascending."""
+        sb, count = self._sb, self._geo.groups
+        if sb.s_feature_compat & Compat.SPARSE_SUPER2:
+            named = {0, sb.s_backup_bgs_0, sb.s_backup_bgs_1}
+        elif sb.s_feature_ro_compat & RoCompat.SPARSE_SUPER:
+            named = {0, 1} | {base**power for base in (3, 5, 7) for power in range(1, 15)}
+        else:
+            return np.arange(count, dtype=np.int64)
+        return np.array(sorted(group for group in named if group < count), np.int64)
+
+    def _metadata(self, groups: _Groups) -> tuple[Blocks, Blocks]:
+        """Starts and ends, in blocks and ascending, of all that the superblock and the descriptors place.
+
+        Raises InvalidImage where two of them overlap, which also bounds what painting them can cost.
+        """
+        geo, sb = self._geo, self._sb
+        backups = self._backup_groups()
+        per_block = geo.block_size // geo.desc_size
+        if sb.s_feature_incompat & Incompat.META_BG:
+            old, old_groups = sb.s_first_meta_bg, sb.s_first_meta_bg * per_block
+        else:
+            old, old_groups = geo.desc_blocks + sb.s_reserved_gdt_blocks, geo.groups
+        # A range is one number, its start and which of these lengths it has, so that one sort in place orders all.
+        lengths = np.array([1, geo.table_blocks, 1 + old], np.int64)
+        later = np.arange(min(old_groups, geo.groups), geo.groups, dtype=np.int64)
+        later = later[np.isin(later % per_block, (0, 1, per_block - 1))]
+        tagged = np.concatenate(
+            [
+                groups.block_bitmap << 2,
+                groups.inode_bitmap << 2,
+                groups.inode_table << 2 | 1,
+                geo.start_of(backups[backups < old_groups]) << 2 | 2,
+                geo.start_of(backups[backups >= old_groups]) << 2,
+                geo.start_of(later) + np.isin(later, backups) << 2,
+            ]
+        )
+        tagged.sort()
+        starts = tagged >> 2
+        tagged &= 3
+        ends = lengths[tagged]
+        ends += starts
+        np.minimum(ends, geo.blocks, out=ends)  # a last group may be too short for all of its copy
+        some = starts < ends
+        starts, ends = starts[some], ends[some]
+        overlap = ends[:-1] > starts[1:]
+        if overlap.any():
+            raise InvalidImage(f"two pieces of metadata claim block {int(starts[1:][overlap.argmax()])}")
+        return starts, ends
+
+    def _paint(self, window: range, metadata: tuple[Blocks, Blocks]) -> Bytes:
+        """Bitmaps of a window of groups in which the metadata is in use and nothing else."""
+        geo = self._geo
+        starts, ends = metadata
+        painted = np.zeros(len(window) * geo.group_clusters // 8, np.uint8)
+        low = geo.first_block + window.start * geo.group_blocks
+        high = low + len(window) * geo.group_blocks
+        inside = slice(int(np.searchsorted(ends, low, "right")), int(np.searchsorted(starts, high, "left")))
+        first = (np.maximum(starts[inside], low) - low) // geo.ratio
+        last = (np.minimum(ends[inside], high) - 1 - low) // geo.ratio
+        head, tail = first >> 3, last >> 3
+        head_mask = (0xFF << (first & 7)) & 0xFF
+        tail_mask = 0xFF >> (7 - (last & 7))
+        np.bitwise_or.at(painted, head, np.where(head == tail, head_mask & tail_mask, head_mask).astype(np.uint8))
+        np.bitwise_or.at(painted, tail, np.where(head == tail, 0, tail_mask).astype(np.uint8))
+        between = np.maximum(tail - head - 1, 0)
+        skipped = np.cumsum(between) - between
+        painted[np.repeat(head + 1 - skipped, between) + np.arange(between.sum())] = 0xFF
+        return painted.reshape(len(window), -1)
+
+    # ------------------------------------------------------------------ bitmaps
+
+    def _bitmaps(self, window: range, groups: _Groups, metadata: tuple[Blocks, Blocks]) -> Bytes:
+        """The proven bitmaps of a window of groups; of an unclean file system, all in use where the proof fails."""
+        geo = self._geo
+        part = slice(window.start, window.stop)
+        must = self._paint(window, metadata)
+        used = must.copy()
+        written = np.flatnonzero(~groups.uninit[part])
+        rows = self._read_blocks(groups.block_bitmap[part][written], geo.group_clusters // 8, "a block bitmap")
+        used[written] = rows
+        wrong = np.zeros(len(window), np.bool_)
+        if self._csum:
+            mask = 0xFFFFFFFF if geo.desc_size >= 64 else 0xFFFF
+            wrong[written] = (_crc(CRC32C, self._seed, rows) & mask) != groups.bitmap_csum[part][written]
+        if window.stop == geo.groups:
+            _fill_behind(used[-1], geo.clusters - (geo.groups - 1) * geo.group_clusters)
+        wrong |= geo.group_clusters - _ones(used) != groups.free[part]
+        wrong |= (must & ~used).any(1)
+        if wrong.any():
+            if self._facts.unclean is None:
+                group = window.start + int(wrong.argmax())
+                raise InvalidImage(f"the block bitmap of group {group} contradicts what is known of the group")
+            used[wrong] = 0xFF
+        return used
+
+    def _read_blocks(self, blocks: Blocks, width: int, what: str) -> Bytes:
+        """The first ``width`` bytes of each block, one row each; neighbours are read together."""
+        size = self._geo.block_size
+        order = np.argsort(blocks, kind="stable")
+        rows = np.empty((len(blocks), width), np.uint8)
+        for low, high in _neighbours(blocks[order]):
+            at = int(blocks[order[low]]) * size
+            data = read_exactly(self._source, at, (high - low) * size, what)
+            rows[order[low:high]] = np.frombuffer(data, np.uint8).reshape(-1, size)[:, :width]
+        return rows
+
+
+@cache
+def _popcounts() -> NDArray[np.uint8]:
+    """Of all 16-bit numbers.  (``numpy.bitwise_count`` came with numpy 2 only.)"""
+    return np.unpackbits(np.arange(1 << 16, dtype=np.uint16).view(np.uint8).reshape(-1, 2), axis=1).sum(
+        1, dtype=np.uint8
+    )
+
+
+def _ones(bitmaps: Bytes) -> Blocks:
+    """How many bits are set in each row."""
+    pairs = bitmaps if bitmaps.shape[1] % 2 else bitmaps.view(np.uint16)
+    counts: Blocks = _popcounts()[pairs].sum(1, dtype=np.int64)
+    return counts
+
+
+def _neighbours(ascending: Blocks) -> Iterator[tuple[int, int]]:
+    """Index ranges of consecutive numbers."""
+    if len(ascending):
+        cuts = (np.flatnonzero(np.diff(ascending) != 1) + 1).tolist()
+        yield from zip([0, *cuts], [*cuts, len(ascending)], strict=True)
+
+
+def _fill_behind(bitmap: Bytes, count: int) -> None:
+    """Set the padding: all bits from ``count`` on."""
+    bitmap[-(-count // 8) :] = 0xFF
+    if count % 8:
+        bitmap[count // 8] |= 0xFF << (count % 8) & 0xFF
+
+
+# ---------------------------------------------------------------------- names and state
+
+
+def _kind(sb: Superblock) -> str:
+    """blkid's name for it: what the oldest driver is called that knows all its features."""
+    more = sb.s_feature_incompat & ~EXT3_INCOMPAT or sb.s_feature_ro_compat & ~EXT3_RO_COMPAT
+    if more:
+        return "ext4dev" if sb.s_flags & TEST_FILESYS else "ext4"
+    return "ext3" if sb.s_feature_compat & Compat.HAS_JOURNAL else "ext2"
+
+
+def _unclean(sb: Superblock, geo: Geometry, volume: int) -> str | None:
+    orphans = sb.s_last_orphan or sb.s_state & ORPHAN_FS or sb.s_feature_ro_compat & RoCompat.ORPHAN_PRESENT
+    reasons = [
+        reason
+        for reason, holds in (
+            ("it was not cleanly unmounted", not sb.s_state & VALID_FS),
+            ("its journal has to be replayed", sb.s_feature_incompat & Incompat.RECOVER),
+            ("errors were found in it", sb.s_state & ERROR_FS),
+            ("deleted files still wait for their release", orphans),
+            ("it is larger than its volume", geo.blocks * geo.block_size > volume),
+        )
+        if holds
+    ]
+    return "; ".join(reasons) or None
+
+
+def _facts(sb: Superblock, geo: Geometry, volume: int) -> Facts:
+    return Facts(
+        kind=_kind(sb),
+        label=sb.s_volume_name.split(b"\0")[0].rstrip().decode("utf-8", "replace") or None,
+        uuid=str(uuid.UUID(bytes=sb.s_uuid)) if any(sb.s_uuid) else None,
+        block_size=geo.block_size * geo.ratio,
+        size=geo.blocks * geo.block_size,
+        unclean=_unclean(sb, geo, volume),
+    )
+
+
+def _refuse_unknown(sb: Superblock) -> None:
+    if sb.s_feature_incompat & Incompat.JOURNAL_DEV:
+        raise UnsupportedError("this is the journal of another ext file system (jbd), not a file system")
+    if sb.s_feature_incompat & Incompat.COMPRESSION:
+        raise UnsupportedError("ext with compressed files (e2compr)", field="s_feature_incompat")
+    for field, value, known in (
+        ("s_feature_incompat", sb.s_feature_incompat, Incompat),
+        ("s_feature_ro_compat", sb.s_feature_ro_compat, RoCompat),
+    ):
+        unknown = value & ~sum(known)
+        if unknown:
+            raise UnsupportedError(f"ext with unknown features {unknown:#x}", field=field)
+    if sb.s_rev_level > 1:
+        raise UnsupportedError(f"ext of revision {sb.s_rev_level}", field="s_rev_level")
+    if sb.s_feature_ro_compat & RoCompat.METADATA_CSUM and sb.s_checksum_type != 1:
+        raise UnsupportedError("ext with checksums other than crc32c", field="s_checksum_type")
+
+
+def probe(source: Source) -> bool:
+    """Whether the superblock says ext2, ext3, ext4 or an external journal (which ``open`` refuses by name)."""
+    if source.size < SUPERBLOCK + Superblock.SIZE:
+        return False
+    sb = Superblock.unpack(read(source, SUPERBLOCK, Superblock.SIZE))
+    return sb.s_magic == MAGIC and sb.s_log_block_size <= 6 and sb.s_rev_level <= 1
+
+
+def open(source: Source) -> Ext:  # noqa: A001  the seam's name
+    """Raises InvalidImage where it is no sound ext file system, UnsupportedError for features not read here."""
+    raw = read_exactly(source, SUPERBLOCK, Superblock.SIZE, "the ext superblock")
+    sb = Superblock.unpack(raw)
+    if sb.s_magic != MAGIC:
+        raise InvalidImage("no ext superblock", offset=SUPERBLOCK, field="s_magic")
+    _refuse_unknown(sb)
+    return Ext(source, sb, raw)

@@ -1,0 +1,394 @@
+"""FAT12, FAT16 and FAT32: which clusters are free.
+
+    sector 0              reserved        NumFATs x FATSz                 FAT12/16 only
+    +-------------+-------------+-------+-------+-----------------+--------------------------+- - -+
+    | boot sector | FSInfo ...  | FAT 0 | FAT 1 | root directory  | cluster 2 | 3 | 4 | ...  | rest|
+    +-------------+-------------+-------+-------+-----------------+--------------------------+- - -+
+                                                                  data_start            whole clusters only
+
+    FAT      12, 16 or 28 (of 32) bits for each cluster; 0 is free, all else is not (bad clusters included)
+             entry 0: the media byte and ones    entry 1: ones, and the volume's dirty and error bits
+
+Written from "Microsoft Extensible Firmware Initiative FAT32 File System Specification", version 1.03; section
+"Boot Sector and BPB" for the layout, "FAT Type Determination" and "FAT Data Structure" for the table.  One thing
+differs from it on purpose: a boot sector without FATSz16 can only be laid out as FAT32, however few clusters it has
+(``mkfs.fat -F 32`` on small volumes), so the number of clusters only decides between FAT12 and FAT16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ferrotype.block import Source, read, read_exactly
+from ferrotype.errors import DeviceError, FormatError, InvalidImage, UnsupportedError
+from ferrotype.extents import BitmapRuns, ExtentMap, Offsets, State
+from ferrotype.filesystems import Facts
+from ferrotype.records import Record, b8, record, u8, u16, u32
+from ferrotype.units import KiB, MiB
+
+__all__ = ["Fat", "format_serial", "free_runs", "open", "probe"]
+
+_b3 = Annotated[bytes, "3s"]
+_b11 = Annotated[bytes, "11s"]
+_b12 = Annotated[bytes, "12s"]
+
+
+@record(order="<", size=36)
+class BootSector(Record):
+    """Boot sector and BPB, the part all three types share."""
+
+    BS_jmpBoot: _b3
+    BS_OEMName: b8
+    BPB_BytsPerSec: u16
+    BPB_SecPerClus: u8
+    BPB_RsvdSecCnt: u16
+    BPB_NumFATs: u8
+    BPB_RootEntCnt: u16
+    BPB_TotSec16: u16
+    BPB_Media: u8
+    BPB_FATSz16: u16
+    BPB_SecPerTrk: u16
+    BPB_NumHeads: u16
+    BPB_HiddSec: u32
+    BPB_TotSec32: u32
+
+
+@record(order="<", size=26)
+class Extended(Record):
+    """Byte 36 on of FAT12 and FAT16, and byte 64 on of FAT32."""
+
+    BS_DrvNum: u8
+    BS_Reserved1: u8  # bit 0: not cleanly unmounted, bit 1: hard errors seen
+    BS_BootSig: u8
+    BS_VolID: u32
+    BS_VolLab: _b11
+    BS_FilSysType: b8
+
+
+@record(order="<", size=28)
+class Extended32(Record):
+    """Byte 36 to 63 of FAT32."""
+
+    BPB_FATSz32: u32
+    BPB_ExtFlags: u16
+    BPB_FSVer: u16
+    BPB_RootClus: u32
+    BPB_FSInfo: u16
+    BPB_BkBootSec: u16
+    BPB_Reserved: _b12
+
+
+_DIRECTORY_ENTRY: Final = np.dtype(  # "FAT Directory Structure"
+    {
+        "names": ["DIR_Name", "DIR_Attr", "DIR_FstClusHI", "DIR_FstClusLO"],
+        "formats": ["V11", "u1", "<u2", "<u2"],
+        "offsets": [0, 11, 20, 26],
+        "itemsize": 32,
+    }
+)
+_ATTR_VOLUME_ID: Final = 0x08
+_ATTR_DIRECTORY: Final = 0x10
+_ATTR_LONG_NAME: Final = 0x0F
+
+# Boot sectors of others that fill in a BPB too.  BitLocker To Go hides behind a complete FAT32 one; the GUID that
+# gives it away stands at byte 424 ({4967D63B-2E29-4AD8-8399-F6A339E3D001}).
+_FOREIGN_OEM: Final = (b"NTFS    ", b"EXFAT   ", b"-FVE-FS-")
+_FOREIGN_TYPE: Final = (b"HPFS    ", b"NTFS    ", b"JFS     ")
+_BITLOCKER_TO_GO: Final = bytes.fromhex("3bd66749292ed84a8399f6a339e3d001")
+
+_WINDOW: Final = 3 * MiB  # bytes of a FAT looked at in one go; whole entries of all three widths
+_MOST_RUNS: Final = 1 << 21  # free runs: a map of two million takes about 250 MiB to build
+_MOST_ROOT: Final = 2 * MiB  # bytes of a root directory searched for the label
+_MOST_FATS: Final = 4  # the specification knows 1 and 2, mkfs.fat makes up to 4
+
+
+def format_serial(serial: int) -> str | None:
+    """A volume serial number as blkid prints it, None for 0."""
+    return f"{serial >> 16:04X}-{serial & 0xFFFF:04X}" if serial else None
+
+
+def free_runs(windows: Iterable[tuple[NDArray[np.uint8], int]]) -> tuple[Offsets, Offsets]:
+    """Starts and ends of the runs of ones in a bitmap that comes in windows of (bytes, number of bits).
+
+    Raises UnsupportedError beyond two million runs, so that memory and time are bounded whatever the disk says.
+    """
+    starts, ends, base, count = [], [], 0, 0
+    for packed, bits in windows:
+        runs = BitmapRuns()
+        runs.add(packed, bits)
+        first, last = runs.finish()
+        starts.append(first + base)
+        ends.append(last + base)
+        base += bits
+        count += len(first)
+        if count > _MOST_RUNS:
+            raise UnsupportedError(f"the free space is in more than {_MOST_RUNS} pieces")
+    if not starts:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    return np.concatenate(starts), np.concatenate(ends)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Where everything stands; counts in sectors or clusters, offsets in bytes."""
+
+    bits: int  # 12, 16 or 32
+    sector: int
+    cluster: int
+    fat_start: int
+    fat_size: int
+    fats: int
+    root_start: int  # FAT12/16
+    root_size: int
+    data_start: int
+    clusters: int
+    size: int
+
+    @property
+    def table_size(self) -> int:
+        """Bytes of a FAT that hold entries of clusters."""
+        return ((self.clusters + 2) * self.bits + 7) // 8
+
+
+def _is_power(value: int) -> bool:
+    return value > 0 and value & (value - 1) == 0
+
+
+def _plausible(boot: BootSector, sector: bytes) -> bool:
+    """Whether a first sector can be nothing but FAT's."""
+    sectors, fat_size = _sectors(boot), boot.BPB_FATSz16 or int.from_bytes(sector[36:40], "little")
+    return (
+        boot.BS_OEMName not in _FOREIGN_OEM
+        and sector[54:62] not in _FOREIGN_TYPE
+        and sector[424:440] != _BITLOCKER_TO_GO
+        and (sector[510:512] == b"\x55\xaa" or sector[0] in (0xEB, 0xE9, 0x60))  # 0x60: a 68000 branch, Atari
+        and boot.BPB_BytsPerSec in (512, 1024, 2048, 4096)
+        and _is_power(boot.BPB_SecPerClus)
+        and boot.BPB_RsvdSecCnt > 0
+        and 1 <= boot.BPB_NumFATs <= _MOST_FATS
+        and (boot.BPB_Media == 0xF0 or boot.BPB_Media >= 0xF8)
+        and (boot.BPB_RootEntCnt > 0) == (boot.BPB_FATSz16 > 0)
+        and fat_size > 0
+        and sectors > boot.BPB_RsvdSecCnt + boot.BPB_NumFATs * fat_size
+    )
+
+
+def _sectors(boot: BootSector) -> int:
+    return boot.BPB_TotSec16 or boot.BPB_TotSec32
+
+
+def _layout(boot: BootSector, fat_size: int) -> _Layout:
+    """Section "FAT Type Determination"."""
+    sector = boot.BPB_BytsPerSec
+    root_start = boot.BPB_RsvdSecCnt + boot.BPB_NumFATs * fat_size
+    data_start = root_start + -(-boot.BPB_RootEntCnt * 32 // sector)
+    clusters = max(_sectors(boot) - data_start, 0) // boot.BPB_SecPerClus
+    if clusters == 0:
+        raise InvalidImage("FAT without a single cluster", field="BPB_TotSec32")
+    layout = _Layout(
+        bits=32 if boot.BPB_FATSz16 == 0 else 12 if clusters < 4085 else 16,
+        sector=sector,
+        cluster=sector * boot.BPB_SecPerClus,
+        fat_start=boot.BPB_RsvdSecCnt * sector,
+        fat_size=fat_size * sector,
+        fats=boot.BPB_NumFATs,
+        root_start=root_start * sector,
+        root_size=boot.BPB_RootEntCnt * 32,
+        data_start=data_start * sector,
+        clusters=clusters,
+        size=_sectors(boot) * sector,
+    )
+    if clusters >= {12: 4085, 16: 65525, 32: 0x0FFFFFF5}[layout.bits]:
+        raise InvalidImage(f"{clusters} clusters are too many for FAT{layout.bits}", field="BPB_TotSec32")
+    if layout.table_size > layout.fat_size:
+        raise InvalidImage(f"the FAT is too short for {clusters} clusters", field="BPB_FATSz")
+    return layout
+
+
+def _entries(table: bytes, bits: int) -> NDArray[np.uint32]:
+    """The whole entries in ``table``; of 32 bits the upper four are reserved and cleared."""
+    if bits == 16:
+        return np.frombuffer(table, "<u2", len(table) // 2).astype(np.uint32)
+    if bits == 32:
+        return np.frombuffer(table, "<u4", len(table) // 4) & np.uint32(0x0FFFFFFF)
+    octets = np.frombuffer(table + bytes(-len(table) % 3), np.uint8).reshape(-1, 3).astype(np.uint32)
+    pairs = np.empty((len(octets), 2), np.uint32)  # aa bA BB is the pair Aaa BBb
+    pairs[:, 0] = octets[:, 0] | (octets[:, 1] & 0x0F) << 8
+    pairs[:, 1] = octets[:, 1] >> 4 | octets[:, 2] << 4
+    return pairs.reshape(-1)
+
+
+class Fat:
+    """An opened FAT file system."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        sector = read_exactly(source, 0, 512, "the boot sector")
+        boot = BootSector.unpack(sector)
+        if not _plausible(boot, sector):
+            raise InvalidImage("not a FAT boot sector", offset=0)
+        self._root_cluster = 0
+        self._tables = list(range(boot.BPB_NumFATs))
+        if boot.BPB_FATSz16:
+            extended = Extended.unpack(sector, 36)
+            self._layout = _layout(boot, boot.BPB_FATSz16)
+        else:
+            extended = Extended.unpack(sector, 64)
+            self._open32(boot, Extended32.unpack(sector, 36))
+        self._check_tables()
+        trusted = extended.BS_BootSig in (0x28, 0x29)
+        self.facts = Facts(
+            kind="vfat",
+            label=self._label(),
+            uuid=format_serial(extended.BS_VolID) if trusted or self._layout.bits == 32 else None,
+            block_size=self._layout.cluster,
+            size=self._layout.size,
+            unclean=self._unclean(extended.BS_Reserved1 if trusted else 0),
+        )
+
+    def _open32(self, boot: BootSector, extended: Extended32) -> None:
+        self._layout = _layout(boot, extended.BPB_FATSz32)
+        if extended.BPB_FSVer != 0:
+            raise UnsupportedError(f"FAT32 of version {extended.BPB_FSVer:#06x}", field="BPB_FSVer")
+        if not 2 <= extended.BPB_RootClus < self._layout.clusters + 2:
+            raise InvalidImage(f"there is no cluster {extended.BPB_RootClus}", field="BPB_RootClus")
+        self._root_cluster = extended.BPB_RootClus
+        if extended.BPB_ExtFlags & 0x80:  # mirroring is off: only one of the FATs is kept up to date
+            active = extended.BPB_ExtFlags & 0x0F
+            if active >= boot.BPB_NumFATs:
+                raise InvalidImage(f"there is no FAT {active}", field="BPB_ExtFlags")
+            self._tables = [active]
+
+    def _check_tables(self) -> None:
+        """All that is not clusters lies on the volume, and the FAT starts like one: a blank FAT would free it all."""
+        if self._layout.data_start > self._source.size:
+            raise InvalidImage("the volume ends inside the file system's tables", offset=self._source.size)
+        first = read(self._source, self._table_at(self._tables[0]), 1)[0]
+        if first != 0xF0 and first < 0xF8:
+            raise InvalidImage(f"the FAT starts with {first:#04x}, which is no media byte")
+        if self._root_cluster and self._next(self._root_cluster) == 0:
+            raise InvalidImage("the root directory's cluster is free in the FAT", field="BPB_RootClus")
+
+    def _table_at(self, table: int) -> int:
+        return self._layout.fat_start + table * self._layout.fat_size
+
+    def _next(self, cluster: int) -> int:
+        """A FAT32 entry."""
+        return int(_entries(read(self._source, self._table_at(self._tables[0]) + cluster * 4, 4), 32)[0])
+
+    # ------------------------------------------------------------------ facts
+
+    def _unclean(self, state: int) -> str | None:
+        """Section "FAT Data Structure", entry 1; and the same bits in the boot sector, where Linux puts them."""
+        bits = self._layout.bits
+        entry = int(_entries(read(self._source, self._table_at(self._tables[0]), 8), bits)[1])
+        clean, good = {12: (0, 0), 16: (1 << 15, 1 << 14), 32: (1 << 27, 1 << 26)}[bits]
+        if state & 1 or entry & clean != clean:
+            return "the volume was not cleanly unmounted"
+        if state & 2 or entry & good != good:
+            return "the volume has seen read or write errors"
+        if self._layout.size > self._source.size:
+            return f"the file system is {self._layout.size - self._source.size} bytes longer than its volume"
+        return None
+
+    def _label(self) -> str | None:
+        """The volume label's entry of the root directory; the boot sector's copy is out of date too often."""
+        try:
+            for piece in self._root_pieces():
+                entries = np.frombuffer(piece, _DIRECTORY_ENTRY, len(piece) // 32)
+                head = np.frombuffer(piece, np.uint8)[: len(entries) * 32 : 32]
+                ends = np.flatnonzero(head == 0)
+                entries, head = entries[: ends[0] if len(ends) else None], head[: ends[0] if len(ends) else None]
+                attributes = entries["DIR_Attr"]
+                hits = np.flatnonzero(
+                    (head != 0xE5)
+                    & ((attributes & 0x3F) != _ATTR_LONG_NAME)
+                    & ((attributes & (_ATTR_VOLUME_ID | _ATTR_DIRECTORY)) == _ATTR_VOLUME_ID)
+                    & (entries["DIR_FstClusHI"] == 0)
+                    & (entries["DIR_FstClusLO"] == 0)
+                )
+                if len(hits):
+                    name = entries["DIR_Name"][hits[0]].tobytes()
+                    return (b"\xe5" + name[1:] if name[0] == 5 else name).decode("cp850").rstrip(" \0") or None
+                if len(ends):
+                    return None
+        except (FormatError, DeviceError):  # a label is not worth losing the map for
+            return None
+        return None
+
+    def _root_pieces(self) -> Iterator[bytes]:
+        if not self._root_cluster:
+            yield read_exactly(self._source, self._layout.root_start, self._layout.root_size, "the root directory")
+            return
+        cluster, size = self._root_cluster, self._layout.cluster
+        for _ in range(max(_MOST_ROOT // max(size, 4 * KiB), 1)):  # bounded, so a cycle does no harm
+            if not 2 <= cluster < self._layout.clusters + 2:
+                return
+            yield read_exactly(
+                self._source, self._layout.data_start + (cluster - 2) * size, size, "the root directory"
+            )
+            cluster = self._next(cluster)
+
+    # ------------------------------------------------------------------ maps
+
+    def allocation(self) -> ExtentMap:
+        """FREE where the FAT says 0.  Raises InvalidImage where the copies of the FAT differ."""
+        layout = self._layout
+        starts, ends = free_runs(self._free_windows())
+        starts, ends = (layout.data_start + edge * layout.cluster for edge in (starts, ends))
+        return ExtentMap.from_runs(0, self._source.size, starts, ends, State.FREE)
+
+    def _free_windows(self) -> Iterator[tuple[NDArray[np.uint8], int]]:
+        """Bitmaps of the free clusters, cluster 2 first."""
+        layout, skip, left = self._layout, 2, self._layout.clusters
+        for at in range(0, layout.table_size, _WINDOW):
+            size = min(_WINDOW, layout.table_size - at)
+            entries = self._agreed(at, size, skip)[:left]
+            yield np.packbits(entries == 0, bitorder="little"), len(entries)
+            skip, left = 0, left - len(entries)
+
+    def _agreed(self, at: int, size: int, skip: int) -> NDArray[np.uint32]:
+        """Entries from a window of the FAT, without the first ``skip``, which all copies in use must have alike.
+
+        The first two entries may differ: they are no clusters, and the dirty bits are kept in the first FAT only.
+        """
+        bits, clusters = self._layout.bits, self._layout.clusters
+        first, *others = self._tables
+        raw = read(self._source, self._table_at(first) + at, size)
+        entries = _entries(raw, bits)[skip:][:clusters]  # a FAT12 may end in half an entry of no cluster
+        for table in others:
+            copy = read(self._source, self._table_at(table) + at, size)
+            if copy != raw and not np.array_equal(_entries(copy, bits)[skip:][:clusters], entries):
+                raise InvalidImage(f"FAT {table} differs from FAT {first}", offset=self._table_at(table) + at)
+        return entries
+
+    def swap_files(self) -> ExtentMap:
+        """All DATA: no paging file is looked for on FAT."""
+        return ExtentMap.uniform(0, self._source.size)
+
+
+def probe(source: Source, /) -> bool:
+    """Whether the boot sector is FAT's; one without the 0x55AA mark must be confirmed by the FAT's first byte."""
+    try:
+        if source.size < 512:
+            return False
+        sector = read(source, 0, 512)
+        boot = BootSector.unpack(sector)
+        if not _plausible(boot, sector):
+            return False
+        fat_start = boot.BPB_RsvdSecCnt * boot.BPB_BytsPerSec
+        if sector[510:512] == b"\x55\xaa":
+            return True
+        return fat_start < source.size and read(source, fat_start, 1)[0] == boot.BPB_Media
+    except (FormatError, DeviceError):
+        return False
+
+
+def open(source: Source, /) -> Fat:  # noqa: A001  the name every file system's module uses
+    """Open the FAT file system on ``source``.  Raises InvalidImage or UnsupportedError."""
+    return Fat(source)

@@ -1,0 +1,1 @@
+from ferrotype.block.linux import punch_hole  # noqa: F401

@@ -1,0 +1,81 @@
+"""Make a container as small as its live records, in place.
+
+Records from the end move into gaps nearer the start, a batch at a time:
+
+    copy the batch into gaps -> durable -> catalog that names the new places -> durable -> the old places are gaps
+
+so at any moment a durable catalog names only intact records, and no more than one batch of extra space is used.
+At the end the last catalog moves down behind the last record and the file is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from ferrotype.objects.layout import RECORDS_AT, CatalogEntry, Place
+from ferrotype.units import MiB
+
+_BATCH: Final = 256 * MiB  # bytes moved between two catalogs
+_LOOK_BACK: Final = 256  # records tried for one gap, from the end
+
+
+class Movable(Protocol):
+    """What compaction needs of a container."""
+
+    def live(self) -> list[CatalogEntry]: ...
+
+    def volume_sizes(self) -> list[int]: ...
+
+    def move(self, entry: CatalogEntry, place: Place, gap: int, /) -> None: ...
+
+    def settle(self) -> None: ...
+
+    def cut(self) -> None: ...
+
+
+def gaps_between(entries: list[CatalogEntry], sizes: list[int]) -> list[tuple[Place, int]]:
+    """Dead ranges of each volume as (place, length), ascending; the space behind the last record is not one."""
+    gaps = []
+    ends = [RECORDS_AT] * len(sizes)
+    for entry in sorted(entries, key=lambda e: (e.volume, e.offset)):
+        if entry.offset > ends[entry.volume]:
+            gaps.append((Place(entry.volume, ends[entry.volume]), entry.offset - ends[entry.volume]))
+        ends[entry.volume] = entry.offset + entry.span
+    return gaps + [(Place(v, end), sizes[v] - end) for v, end in enumerate(ends[:-1]) if sizes[v] > end]
+
+
+def compact(container: Movable, advance: Callable[[int], None]) -> None:
+    """Fill gaps from the end until nothing fits any more, then cut the file."""
+    while moved := _fill_gaps(container, advance):
+        container.settle()
+        if moved < _BATCH // 2:
+            break
+    container.cut()
+
+
+def _fill_gaps(container: Movable, advance: Callable[[int], None]) -> int:
+    entries = sorted(container.live(), key=lambda e: (e.volume, e.offset))
+    moved = 0
+    for place, room in gaps_between(entries, container.volume_sizes()):
+        while room and moved < _BATCH:
+            index = _last_that_fits(entries, place, room)
+            if index is None:
+                break
+            entry = entries.pop(index)
+            container.move(entry, place, room)
+            advance(entry.span)
+            moved += entry.span
+            place, room = Place(place.volume, place.offset + entry.span), room - entry.span
+        if moved >= _BATCH:
+            break
+    return moved
+
+
+def _last_that_fits(entries: list[CatalogEntry], place: Place, room: int) -> int | None:
+    for index in range(len(entries) - 1, max(-1, len(entries) - 1 - _LOOK_BACK), -1):
+        if entries[index].place < place:
+            return None
+        if entries[index].span <= room:
+            return index
+    return None

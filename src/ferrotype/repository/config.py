@@ -1,0 +1,79 @@
+"""The repository's configuration: the object ``config``, JSON in the clear."""
+
+from __future__ import annotations
+
+import os
+from base64 import b64decode, b64encode
+from datetime import UTC, datetime
+from typing import Final, Literal
+
+import msgspec
+
+from ferrotype.errors import InvalidImage, UnsupportedError
+from ferrotype.repository.keys import MASTER_SIZE
+from ferrotype.units import KiB, MiB
+
+NAME: Final = "config"
+DEFAULT_CHUNK: Final = 128 * KiB
+DEFAULT_PACK: Final = 16 * MiB
+DEFAULT_LEVEL: Final = 1
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """What holds for the whole repository, from its creation on."""
+
+    version: int = 1
+    id: str
+    created: datetime
+    encryption: Literal["none", "aes-256-gcm"]
+    master: str | None = None  # base64; in the clear where nothing is encrypted, so that ids are still keyed
+    chunk_size: int = DEFAULT_CHUNK  # bytes; for new disks
+    pack_size: int = DEFAULT_PACK  # bytes a pack is filled to
+    features: tuple[str, ...] = ()  # a reader that does not know one of them must refuse
+
+    @property
+    def encrypted(self) -> bool:
+        return self.encryption != "none"
+
+    @property
+    def clear_master(self) -> bytes:
+        """The master key of an image that is not encrypted."""
+        try:
+            master = b64decode(self.master or "", validate=True)
+        except ValueError:
+            master = b""
+        if len(master) != MASTER_SIZE:
+            raise InvalidImage("the configuration holds no key", field="master")
+        return master
+
+
+def new_config(*, master: bytes | None, chunk_size: int, pack_size: int) -> Config:
+    """A fresh configuration; ``master`` is given where the image is not encrypted."""
+    return Config(
+        id=os.urandom(16).hex(),
+        created=datetime.now(UTC).replace(microsecond=0),
+        encryption="aes-256-gcm" if master is None else "none",
+        master=None if master is None else b64encode(master).decode("ascii"),
+        chunk_size=chunk_size,
+        pack_size=pack_size,
+    )
+
+
+def encode_config(config: Config) -> bytes:
+    return msgspec.json.encode(config)
+
+
+def decode_config(data: bytes) -> Config:
+    """Raises InvalidImage or UnsupportedError."""
+    try:
+        config = msgspec.json.decode(data, type=Config)
+    except msgspec.DecodeError as error:
+        raise InvalidImage(f"the configuration is damaged: {error}") from error
+    if config.version != 1 or config.features:
+        raise UnsupportedError(
+            f"the repository is of version {config.version} with features {', '.join(config.features) or 'none'}; "
+            "use a newer ferrotype"
+        )
+    if not (4 * KiB <= config.chunk_size <= 16 * MiB and MiB <= config.pack_size <= 1024 * MiB):
+        raise InvalidImage("the configuration has impossible sizes", field="chunk_size")
+    return config

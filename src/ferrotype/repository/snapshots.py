@@ -1,0 +1,119 @@
+"""What a snapshot records: JSON, sealed, one object each.  The roots of its chunk maps lead to everything else."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+
+from ferrotype.errors import CorruptObject, UsageError
+from ferrotype.repository.sealing import ID_SIZE, ChunkId
+
+KIND: Final = "snapshot"
+PREFIX: Final = KIND + "/"
+_MAX_DISK: Final = 1 << 62
+
+
+class Region(msgspec.Struct, frozen=True):
+    """A stretch of a disk with a chunk grid and a chunk map of its own: a partition, or what lies between."""
+
+    start: int  # bytes
+    length: int  # bytes
+    map: str  # hex id of the map's root page; all zeros: the region is zeros
+
+    @property
+    def root(self) -> ChunkId:
+        return ChunkId(bytes.fromhex(self.map))
+
+
+class DiskRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One disk (or partition) of a snapshot."""
+
+    name: str
+    size: int  # bytes
+    sector_size: int  # bytes
+    chunk_size: int  # bytes
+    regions: tuple[Region, ...]  # ascending, touching, from 0 to size
+    identity: str = ""  # what recognises the same disk next time: GPT disk GUID, MBR signature, serial number
+    source: str = ""  # what was named when it was backed up
+    table: str | None = None  # "gpt", "mbr", "apm"
+    all_sectors: bool = False
+    volumes: tuple[dict[str, Any], ...] = ()  # as `info` shows them
+    unreadable: tuple[tuple[int, int], ...] = ()  # (start, length) that could not be read, kept as zeros
+    model: str = ""
+
+    def cells(self, region: Region) -> int:
+        return -(-region.length // self.chunk_size)
+
+
+class Statistics(msgspec.Struct, frozen=True, kw_only=True):
+    """What a backup did, in bytes of the source unless it says otherwise."""
+
+    disk_bytes: int = 0
+    read_bytes: int = 0
+    free_bytes: int = 0  # left out because no file system uses it
+    zero_bytes: int = 0  # allocated, but zeros
+    deduplicated_bytes: int = 0  # read, and found stored already
+    new_bytes: int = 0  # read, and stored now
+    stored_bytes: int = 0  # bytes the image grew by
+    chunks: int = 0  # chunks the snapshot refers to
+    new_chunks: int = 0
+    seconds: float = 0.0
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """One committed backup.  ``id`` is not stored: it is the object's name."""
+
+    created: datetime
+    host: str
+    name: str
+    disks: tuple[DiskRecord, ...]
+    tags: tuple[str, ...] = ()
+    parent: str | None = None
+    program: str = ""
+    statistics: Statistics = Statistics()
+    unique: str = ""  # makes two otherwise equal snapshots different objects
+    version: int = 1
+    id: str = ""
+
+    def disk(self, name: str | None = None) -> DiskRecord:
+        """The disk of that name; with None, the only one.  Raises UsageError."""
+        if name is None:
+            if len(self.disks) != 1:
+                names = ", ".join(disk.name for disk in self.disks)
+                raise UsageError(f"snapshot {self.id[:8]} holds several disks ({names}): add /DISK")
+            return self.disks[0]
+        for disk in self.disks:
+            if disk.name == name:
+                return disk
+        raise UsageError(f"snapshot {self.id[:8]} holds no disk {name!r}")
+
+
+def encode(snapshot: Snapshot) -> bytes:
+    return msgspec.json.encode(msgspec.structs.replace(snapshot, id=""))
+
+
+def decode(name: str, data: bytes) -> Snapshot:
+    """Raises CorruptObject for what cannot be a snapshot's record."""
+    try:
+        snapshot = msgspec.json.decode(data, type=Snapshot)
+        for disk in snapshot.disks:
+            _check(disk)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise CorruptObject(name, f"its record is wrong: {error}") from error
+    if snapshot.version != 1:
+        raise CorruptObject(name, f"its record is of version {snapshot.version}; use a newer ferrotype")
+    return msgspec.structs.replace(snapshot, id=name.removeprefix(PREFIX))
+
+
+def _check(disk: DiskRecord) -> None:
+    if not (0 <= disk.size < _MAX_DISK and disk.sector_size > 0 and 4096 <= disk.chunk_size <= 16 << 20):
+        raise ValueError(f"disk {disk.name!r} has impossible sizes")
+    at = 0
+    for region in disk.regions:
+        if region.start != at or region.length <= 0 or len(region.root) != ID_SIZE:
+            raise ValueError(f"disk {disk.name!r} has regions that do not touch")
+        at += region.length
+    if at != disk.size:
+        raise ValueError(f"disk {disk.name!r} is not covered by its regions")

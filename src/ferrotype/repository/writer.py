@@ -1,0 +1,227 @@
+"""Writing into a repository: chunks go into packs, packs into the index, and a snapshot commits it all.
+
+One thread owns the writer.  Packs are put by a second thread, so that sealing goes on while storage is busy.  From
+time to time a checkpoint makes what was stored findable: a writer that is cut later leaves its work to the next one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Final
+
+import numpy as np
+
+from ferrotype.errors import CorruptChunk, CorruptObject
+from ferrotype.repository import index as ix
+from ferrotype.repository import snapshots
+from ferrotype.repository.packs import MAX_FRAMES, PackBuilder
+from ferrotype.repository.sealing import ChunkId
+from ferrotype.repository.snapshots import Snapshot
+from ferrotype.repository.store import Repository
+from ferrotype.units import GiB, MiB
+
+_CHECKPOINT: Final = 4 * GiB  # stored bytes between two checkpoints: what a cut writer may have to prove again
+_QUEUE: Final = 2  # packs waiting for storage; more would only use memory
+_READ: Final = 8 * MiB
+
+
+class Recent:
+    """Index entries a writer has added: a dict for the newest, sorted runs for the rest (52 bytes a chunk)."""
+
+    def __init__(self) -> None:
+        self.newest: dict[bytes, tuple[int, int, int]] = {}
+        self.runs: list[tuple[ix.Keys, ix.Entries]] = []
+
+    def __contains__(self, chunk_id: bytes) -> bool:
+        return chunk_id in self.newest or (bool(self.runs) and self._in_runs(chunk_id))
+
+    def _in_runs(self, chunk_id: bytes) -> bool:
+        key = np.uint64(int.from_bytes(chunk_id[:8], "big"))
+        for keys, entries in self.runs:
+            at = int(np.searchsorted(keys, key))
+            while at < len(keys) and keys[at] == key:
+                if entries["id"][at].tobytes() == chunk_id:
+                    return True
+                at += 1
+        return False
+
+    def settle(self) -> ix.Entries:
+        """Move the newest entries into a sorted run, merging runs of like size; the entries that were moved."""
+        entries = np.zeros(len(self.newest), ix.ENTRY)
+        entries["id"] = np.frombuffer(b"".join(self.newest), entries["id"].dtype)
+        numbers = np.array(list(self.newest.values()), np.uint32).reshape(-1, 3)
+        for column, field in enumerate(("pack", "offset", "length")):
+            entries[field] = numbers[:, column]
+        self.newest = {}
+        merged = entries = ix.sorted_entries(entries)
+        while self.runs and len(self.runs[-1][1]) <= 2 * len(merged):
+            merged = ix.sorted_entries(np.concatenate([self.runs.pop()[1], merged]))
+        self.runs.append((ix.keys_of(merged["id"]), merged))
+        return entries
+
+    def all(self) -> ix.Entries:
+        return np.concatenate([entries for _, entries in self.runs]) if self.runs else np.zeros(0, ix.ENTRY)
+
+
+class Writer:
+    """Adds chunks and commits snapshots.  Use ``open_writer``."""
+
+    def __init__(self, repository: Repository, pool: ThreadPoolExecutor) -> None:
+        self._repository = repository
+        self._sealer = repository.sealer
+        self._store = repository.store
+        self._pool = pool
+        self._flying: list[Future[None]] = []
+        self._pack = PackBuilder()
+        self._packs: list[str] = []  # names by number; the pack being filled has the number len(self._packs)
+        self._starts: list[int] = []  # where the frames of each pack begin
+        self._recent = Recent()
+        self._segments: list[str] = []  # this writer's own checkpoints
+        self._since_checkpoint = 0
+        self.adopted = 0  # chunks taken over from a writer that was cut
+        self.stored = 0  # bytes put
+        self._adopt_orphans()
+
+    def __contains__(self, chunk_id: bytes) -> bool:
+        """Whether the chunk is stored already.  May be asked from any thread while the owner adds."""
+        return chunk_id in self._recent or self._repository.index.find(chunk_id) is not None
+
+    def add(self, chunk_id: ChunkId, frame: bytes) -> bool:
+        """Store a sealed chunk; False where it was there already."""
+        if chunk_id in self:
+            return False
+        number = len(self._packs)
+        offset = self._pack.add(chunk_id, frame)
+        self._recent.newest[chunk_id] = (number, offset, len(frame))
+        if self._pack.size >= self._repository.config.pack_size or len(self._pack.ids) >= MAX_FRAMES:
+            self._put_pack()
+            if self._since_checkpoint >= _CHECKPOINT:
+                self.checkpoint()
+        return True
+
+    def add_plain(self, plain: bytes) -> ChunkId:
+        """Store a plaintext as a chunk: a page of a chunk map."""
+        chunk_id = self._sealer.id_of(plain)
+        if chunk_id not in self:
+            self.add(chunk_id, self._sealer.seal(chunk_id, plain))
+        return chunk_id
+
+    def checkpoint(self) -> None:
+        """A barrier: on return every chunk added so far is durable and is found by the next writer."""
+        self._put_pack()
+        self._wait(0)
+        if self._recent.newest:
+            self._put_segment(self._recent.settle())
+        self._store.flush()
+        self._since_checkpoint = 0
+
+    def commit(self, snapshot: Snapshot) -> Snapshot:
+        """Put a snapshot, after everything it refers to is durable; on return it cannot be lost any more."""
+        self._put_pack()
+        self._wait(0)
+        self._put_index()
+        self._store.flush()
+        name, frame = self._sealer.seal_object(snapshots.KIND, snapshots.encode(snapshot))
+        self._put(name, [frame])
+        self._store.flush()
+        return snapshots.decode(name, snapshots.encode(snapshot))
+
+    # ------------------------------------------------------------------ packs
+
+    def _put_pack(self) -> None:
+        if not self._pack.ids:
+            return
+        name, parts, start = self._pack.build(self._sealer)
+        self._packs.append(name)
+        self._starts.append(start)
+        self._pack = PackBuilder()
+        self._wait(_QUEUE - 1)
+        self._flying.append(self._pool.submit(self._put, name, parts))
+        self._since_checkpoint += sum(map(len, parts))
+
+    def _put(self, name: str, parts: list[bytes]) -> None:
+        self._store.put(name, parts)
+        self.stored += sum(map(len, parts))
+
+    def _wait(self, left: int) -> None:
+        while len(self._flying) > left:
+            self._flying.pop(0).result()
+
+    # ------------------------------------------------------------------ index
+
+    def _located(self, entries: ix.Entries) -> ix.Entries:
+        """Entries with offsets counted from the start of the pack object, not of its frames."""
+        located = entries.copy()
+        located["offset"] += np.array(self._starts, np.uint32)[entries["pack"]]
+        return located
+
+    def _put_segment(self, entries: ix.Entries) -> None:
+        name, parts = ix.build_segment(self._located(entries), self._packs, self._sealer, os.urandom(16))
+        self._put(name, parts)
+        self._segments.append(name)
+
+    def _put_index(self) -> None:
+        """One segment for all this writer added, joined with older ones that are no larger."""
+        if self._recent.newest:
+            self._recent.settle()
+        entries = self._recent.all()
+        index = self._repository.index
+        if not len(entries) and index.rebuilt is None:
+            return
+        absorbed = [index.rebuilt] if index.rebuilt else []
+        total = len(entries) + sum(segment.count for segment in absorbed)
+        for segment in sorted(index.segments, key=lambda s: s.count):
+            if segment.count > total:
+                break
+            if segment is not index.rebuilt:
+                absorbed.append(segment)
+                total += segment.count
+        old, old_packs = ix.merged(absorbed)
+        entries = self._located(entries)
+        entries["pack"] += len(old_packs)
+        name, parts = ix.build_segment(
+            np.concatenate([old, entries]), [*old_packs, *self._packs], self._sealer, os.urandom(16)
+        )
+        self._put(name, parts)
+        stored = [segment.name for segment in absorbed if segment is not index.rebuilt]
+        for obsolete in [*self._segments, *stored, *index.damaged]:
+            self._store.delete(obsolete)
+        self._segments = []
+
+    def _adopt_orphans(self) -> None:
+        """Take up packs that no index segment lists: a writer was cut.  Every frame is proven first."""
+        listed = self._repository.index.packs()
+        for name in [pack for pack in self._repository.packs() if pack not in listed]:
+            try:
+                table = self._repository.pack_table(name)
+                self._store.check(name)
+            except CorruptObject:
+                continue  # never durable, so nothing refers to it; prune takes it away
+            number = len(self._packs)
+            start = int(table.offsets[0]) if len(table) else 0
+            self._packs.append(name)
+            self._starts.append(start)
+            for i in range(len(table)):
+                chunk_id = table.id(i)
+                if chunk_id not in self:
+                    entry = (number, int(table.offsets[i]) - start, int(table.lengths[i]))
+                    self._recent.newest[bytes(chunk_id)] = entry
+                    self.adopted += 1
+
+
+@contextmanager
+def open_writer(repository: Repository) -> Iterator[Writer]:
+    """A writer for the block.  However the block ends, what was stored is made findable for the next one."""
+    with ThreadPoolExecutor(1, "ferrotype-packs") as pool:
+        writer = Writer(repository, pool)
+        try:
+            yield writer
+        except BaseException:
+            try:
+                writer.checkpoint()
+            except Exception:  # noqa: BLE001  the first error is the one to report
+                pass
+            raise
