@@ -39,7 +39,7 @@ def as_table(rows: list[Row], used: int) -> str:
         lines += [
             f"### {job}\n",
             COLUMNS,
-            "|---|" + COLUMNS.count("|", 2) * "--:|",
+            "|---|" + (COLUMNS.count("|") - 2) * "--:|",
         ]
         lines += [_line(row, used) for row in rows if row.job == job]
         lines.append("")

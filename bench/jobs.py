@@ -148,7 +148,8 @@ RESTORE: Final = Job(
 # A verification is right when it also finds a byte that was changed in the middle of the file, and says so with 1.
 _FLIP: Final = (
     "cp {file} {{out}}/damaged && at=$(( $(stat -c %s {file}) / 2 )) && byte=$(od -An -tu1 -j $at -N 1 {file}) "
-    '&& printf "\\\\x$(printf %02x $(( byte ^ 255 )))" | dd of={{out}}/damaged bs=1 seek=$at conv=notrunc status=none '
+    '&& printf "\\\\x$(printf %02x $(( byte ^ 255 )))" '
+    "| dd of={{out}}/damaged bs=1 seek=$at conv=notrunc status=none "
     "&& {{{{ {verify} {{out}}/damaged; [ $? -eq 1 ]; }}}}"
 )
 

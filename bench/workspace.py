@@ -28,7 +28,12 @@ class Workspace:
         """The manifest of the disks of that scale and seed, which are built where they are not there."""
         if not (self.disks / "manifest.json").exists():
             shell(f"{sys.executable} {BENCH}/make_disk.py {self.disks} --scale {scale} --seed {seed}")
-        return Manifest.load(self.disks)
+        manifest = Manifest.load(self.disks)
+        if (manifest.scale, manifest.seed) != (scale, seed):
+            sys.exit(
+                f"{self.disks} holds disks of scale {manifest.scale:g} and seed {manifest.seed}; name another --kept"
+            )
+        return manifest
 
     @property
     def disks(self) -> Path:
@@ -71,7 +76,10 @@ class Workspace:
 def workspace(fast: Path, kept: Path, ferrotype: str) -> Iterator[Workspace]:
     """A new folder in ``fast``, gone afterwards; ``kept`` stays."""
     folder = fast / "ferrotype-bench"
-    folder.mkdir()  # and not below, so that two runs at once do not spoil each other's numbers
+    try:
+        folder.mkdir()  # one for all, so that two runs at once do not spoil each other's numbers
+    except FileExistsError:
+        sys.exit(f"{folder} is there: another benchmark is running, or one was killed; remove it in that case")
     try:
         yield Workspace(folder, kept, ferrotype)
     finally:

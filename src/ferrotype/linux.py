@@ -1,1 +1,220 @@
-from ferrotype.block.linux import punch_hole  # noqa: F401
+"""What Linux offers beyond Python's ``os``: sizes of block devices, zeroing without writing, holes, aligned memory.
+
+The one place with ioctl numbers and ctypes.  The zeroing calls share one answer:
+
+    True       the range reads as zeros now
+    False      this kernel, file system or device cannot do it that way; try the next
+    OSError    it can, and it failed
+
+Sources: linux/fs.h (BLK*), linux/loop.h (loop_info64), asm-generic/ioctl.h (the layout of a request number),
+fallocate(2), lseek(2), renameat2(2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import struct
+from array import array
+from collections.abc import Callable
+from functools import cache
+from typing import Annotated, Final
+
+import numpy as np
+
+from ferrotype.extents import Offsets
+from ferrotype.records import Record, b8, record, u32, u64
+
+# ---------------------------------------------------------------------- ioctl request numbers
+
+# Where an ioctl number says that it carries data differs on a few architectures (their asm/ioctl.h).
+_OLD_LAYOUT: Final = os.uname().machine.startswith(("ppc", "mips", "sparc", "alpha"))
+_NONE: Final = 1 << 29 if _OLD_LAYOUT else 0
+_READ: Final = 2 << (29 if _OLD_LAYOUT else 30)
+_BLOCK: Final = 0x12 << 8
+
+BLKROGET: Final = _NONE | _BLOCK | 94
+BLKRRPART: Final = _NONE | _BLOCK | 95
+BLKSSZGET: Final = _NONE | _BLOCK | 104
+BLKGETSIZE64: Final = _READ | ctypes.sizeof(ctypes.c_size_t) << 16 | _BLOCK | 114
+BLKPBSZGET: Final = _NONE | _BLOCK | 123
+BLKZEROOUT: Final = _NONE | _BLOCK | 127
+LOOP_GET_STATUS64: Final = 0x4C05
+
+
+@record(endian="=", size=232)
+class LoopInfo64(Record):
+    """struct loop_info64: what a loop device stands on."""
+
+    lo_device: u64  # device of the file system that holds the backing file
+    lo_inode: u64
+    lo_rdevice: u64  # the backing device itself, where it is one
+    lo_offset: u64
+    lo_sizelimit: u64
+    lo_number: u32
+    lo_encrypt_type: u32
+    lo_encrypt_key_size: u32
+    lo_flags: u32
+    lo_file_name: Annotated[bytes, "64s"]
+    lo_crypt_name: Annotated[bytes, "64s"]
+    lo_encrypt_key: Annotated[bytes, "32s"]
+    lo_init_0: b8
+    lo_init_1: b8
+
+
+def _ask(fd: int, request: int, layout: str) -> int:
+    answer = fcntl.ioctl(fd, request, bytes(struct.calcsize(layout)))
+    value: int = struct.unpack(layout, answer)[0]
+    return value
+
+
+def device_size(fd: int) -> int:
+    """Bytes of the block device."""
+    return _ask(fd, BLKGETSIZE64, "=Q")
+
+
+def logical_sector_size(fd: int) -> int:
+    """The smallest unit (bytes) the device reads and writes."""
+    return _ask(fd, BLKSSZGET, "=i")
+
+
+def physical_sector_size(fd: int) -> int:
+    """The unit (bytes) the device stores; a smaller write makes it read first."""
+    return _ask(fd, BLKPBSZGET, "=I")
+
+
+def is_read_only(fd: int) -> bool:
+    """Whether the device is write-protected."""
+    return _ask(fd, BLKROGET, "=i") != 0
+
+
+def reread_partitions(fd: int) -> bool:
+    """Have the kernel read the partition table again; False where it cannot (in use, or not a whole disk)."""
+    try:
+        fcntl.ioctl(fd, BLKRRPART, 0)
+    except OSError:
+        return False
+    return True
+
+
+def loop_info(fd: int) -> LoopInfo64:
+    """What the loop device stands on.  OSError where it is none, or stands on nothing."""
+    return LoopInfo64.unpack(fcntl.ioctl(fd, LOOP_GET_STATUS64, bytes(LoopInfo64.SIZE)))
+
+
+# ---------------------------------------------------------------------- zeroing and renaming
+
+_KEEP_SIZE: Final = 0x01
+_PUNCH_HOLE: Final = 0x02
+_ZERO_RANGE: Final = 0x10
+_RENAME_NOREPLACE: Final = 1
+_AT_FDCWD: Final = -100
+
+_UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOTTY, errno.ENODEV})
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+@cache
+def _fallocate_call() -> Callable[[int, int, int, int], int]:
+    libc = _libc()
+    # off_t is 32 bits wide in the plain symbol of 32-bit glibc; musl has the plain name only, and always 64 bits.
+    call = libc.fallocate64 if hasattr(libc, "fallocate64") else libc.fallocate
+    call.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    call.restype = ctypes.c_int
+    typed: Callable[[int, int, int, int], int] = call
+    return typed
+
+
+def _fallocate(fd: int, mode: int, offset: int, length: int) -> bool:
+    if length == 0:
+        return True
+    while _fallocate_call()(fd, mode, offset, length) != 0:
+        code = ctypes.get_errno()
+        if code in _UNSUPPORTED:
+            return False
+        if code != errno.EINTR:
+            raise OSError(code, os.strerror(code))
+    return True
+
+
+def punch_hole(fd: int, offset: int, length: int) -> bool:
+    """Make the range of a file or block device a hole; its storage is given back."""
+    return _fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length)
+
+
+def zero_range(fd: int, offset: int, length: int) -> bool:
+    """Make the range of a file or block device read as zeros; its storage may stay allocated."""
+    return _fallocate(fd, _ZERO_RANGE | _KEEP_SIZE, offset, length)
+
+
+def zero_out(fd: int, offset: int, length: int) -> bool:
+    """Make the range of a block device read as zeros (BLKZEROOUT); on sectors."""
+    try:
+        fcntl.ioctl(fd, BLKZEROOUT, struct.pack("=QQ", offset, length))
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return False
+        raise
+    return True
+
+
+def rename_new(old: str | os.PathLike[str], new: str | os.PathLike[str]) -> None:
+    """Rename, but raise FileExistsError where ``new`` exists; atomically where the file system can."""
+    call = getattr(_libc(), "renameat2", None)
+    if call is not None:
+        if call(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), _RENAME_NOREPLACE) == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in _UNSUPPORTED:
+            raise OSError(code, os.strerror(code), os.fspath(new))
+    if os.path.lexists(new):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(new))
+    os.rename(old, new)
+
+
+# ---------------------------------------------------------------------- holes, cache, memory
+
+MAX_RUNS: Final = 4 << 20  # 64 MiB of run list; a more fragmented file counts as data from there on
+
+
+def data_runs(fd: int, offset: int, end: int) -> tuple[Offsets, Offsets]:
+    """Starts and ends of what is stored of the range; the rest is holes.
+
+    One pass, two calls a run.  Where the file system knows nothing of holes, and behind ``MAX_RUNS`` runs, all is
+    data.  Threads may share ``fd``: it moves the cursor of the descriptor, which nothing here reads.
+    """
+    starts, ends = array("q"), array("q")
+    at = offset
+    try:
+        while at < end:
+            start = os.lseek(fd, at, os.SEEK_DATA)
+            if start >= end:
+                break
+            at = end if len(starts) == MAX_RUNS - 1 else min(os.lseek(fd, start, os.SEEK_HOLE), end)
+            if at <= start:  # a file system that contradicts itself must not make this a loop without end
+                at = end
+            starts.append(start)
+            ends.append(at)
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # ENXIO: no data from here on
+            return np.array([offset], np.int64), np.array([end], np.int64)
+    return np.array(starts, np.int64), np.array(ends, np.int64)
+
+
+def drop_cache(fd: int, offset: int, length: int) -> None:
+    """Let the page cache forget the range where it is clean; ``length`` 0 means to the end."""
+    with contextlib.suppress(OSError):  # advice
+        os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
+
+
+def aligned_buffer(size: int) -> memoryview:
+    """``size`` zeroed bytes that start on a page, fit for O_DIRECT; freed with the last view of them."""
+    return memoryview(mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))[:size]

@@ -1,6 +1,6 @@
 """Typed fixed-size on-disk structures, laid out once and checked against the size the specification gives.
 
-    @record(order="<", size=16)
+    @record(endian="<", size=16)
     class Header(Record):
         magic: Annotated[bytes, "8s"]
         count: Annotated[int, "I"]
@@ -61,14 +61,14 @@ R = TypeVar("R", bound=Record)
 
 
 @dataclass_transform(frozen_default=True)
-def record(*, order: str, size: int) -> Callable[[type[R]], type[R]]:
-    """Make a frozen dataclass with a fixed layout: ``order`` is ``<`` or ``>``, ``size`` what the specification says."""
+def record(*, endian: str, size: int) -> Callable[[type[R]], type[R]]:
+    """Make a frozen dataclass of fixed layout; ``endian`` is ``<`` or ``>``, ``size`` what the specification says."""
 
     def decorate(cls: type[R]) -> type[R]:
         hints = get_type_hints(cls, include_extras=True)
         made = dataclass(frozen=True, slots=True)(cls)
         names = tuple(field.name for field in fields(made))  # type: ignore[arg-type]
-        layout = struct.Struct(order + "".join(get_args(hints[name])[1] for name in names))
+        layout = struct.Struct(endian + "".join(get_args(hints[name])[1] for name in names))
         if layout.size != size:
             raise TypeError(f"{cls.__name__} is laid out in {layout.size} bytes, the specification says {size}")
         made._layout, made._names, made.SIZE = layout, names, size

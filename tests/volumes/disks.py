@@ -12,7 +12,7 @@ from ferrotype.block import Traits
 from ferrotype.errors import ReadError
 from ferrotype.extents import ExtentMap
 from ferrotype.units import MiB
-from ferrotype.volumes import Partition, Table
+from ferrotype.volumes import Table
 from tests.machine import run
 
 Row = tuple[int, int, int, str, str | None, str | None]  # index, start, size, type, label, uuid
@@ -20,11 +20,14 @@ CONTAINERS = {"05", "0f", "85"}
 
 
 class FileDisk:
-    """A file or block device as a Source; ``bad`` are byte offsets whose sector cannot be read."""
+    """A file or block device as a Source, open only while it is read; sectors that hold ``bad`` bytes fail."""
 
-    def __init__(self, path: Path, *, size: int | None = None, sector_size: int | None = None, bad: tuple[int, ...] = ()):
-        self._fd = os.open(path, os.O_RDONLY)
-        self._size = os.lseek(self._fd, 0, os.SEEK_END) if size is None else size
+    def __init__(
+        self, path: Path, *, size: int | None = None, sector_size: int | None = None, bad: tuple[int, ...] = ()
+    ):
+        self.path = path
+        with path.open("rb") as file:
+            self._size = file.seek(0, os.SEEK_END) if size is None else size
         self.traits = Traits(sector_size=sector_size or 512, sector_known=sector_size is not None)
         self.bad = bad
 
@@ -37,14 +40,15 @@ class FileDisk:
             raise ReadError("disk", offset, len(buf), "outside the disk")
         if any(offset <= at < offset + len(buf) for at in self.bad):
             raise ReadError("disk", offset, len(buf), "bad sector")
-        data = os.pread(self._fd, len(buf), offset)
-        buf[:] = data.ljust(len(buf), b"\0")
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(offset)
+            buf[:] = (file.read(len(buf)) or b"").ljust(len(buf), b"\0")
 
     def extents(self, offset: int, length: int, /) -> ExtentMap:
         return ExtentMap.uniform(offset, length)
 
     def close(self) -> None:
-        os.close(self._fd)
+        pass
 
 
 def blank(path: Path, size: int = 16 * MiB) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,13 @@ def claims(entry: dict[str, Any], by: str) -> list[dict[str, Any]]:
     return [t["value"] for t in entry["truth"] if t["claim"] == "partitions" and t["by"] == by]
 
 
-def small(entry: dict[str, Any]) -> bool:
-    return bool(entry["decompressed_size"] <= 300 * MiB)
+def within_reach(entry: dict[str, Any]) -> bool:
+    """Raw, or a container that any build of qemu-img unpacks; not so large that it takes long."""
+    by_qemu = entry["format"] in QEMU and entry.get("disk_tools") is None
+    return bool(entry["decompressed_size"] <= 300 * MiB) and (entry["format"] in RAW or by_qemu)
 
 
-TABLED = [e for e in corpus() if claims(e, "sfdisk -J") and small(e) and e["format"] in (*RAW, *QEMU)]
-LOGICAL_FROM = 5
+TABLED = [e for e in corpus() if claims(e, "sfdisk -J") and within_reach(e)]
 
 
 def raw_disk(entry: dict[str, Any], tmp_path: Path) -> Path:
@@ -71,12 +73,15 @@ def test_corpus_agrees_with_sfdisk(entry: dict[str, Any], tmp_path: Path) -> Non
     given_rows = [sfdisk_row(p, 0, value["unit"], value["id"] or "") for p in value["partitions"]]
     listed = [row for row in given_rows if row is not None]
     head = max((start + length for _, start, length, *_ in listed), default=0)
-    cut_short = entry["validity"] == "valid" and head > size
+    cut_short = entry["validity"] == "valid" and head > size and value["label"] in ("dos", "gpt")
     if cut_short:
-        assert scan(FileDisk(disk)) is None or scan(FileDisk(disk)).warnings  # type: ignore[union-attr]
+        as_it_is = scan(FileDisk(disk))
+        assert as_it_is is not None
+        assert as_it_is.warnings
     # the head of a larger disk: what is missing reads as zeros, so that every entry lies on the disk
-    table = scan(FileDisk(disk, size=max(size, head + MiB) if cut_short else None), sector_size=entry.get("sector_size"))
-    invariants(table, 1 << 62)
+    source = FileDisk(disk, size=head + MiB if cut_short else size)
+    table = scan(source, sector_size=entry.get("sector_size"))
+    invariants(table, source.size)
     if value["label"] not in ("dos", "gpt"):
         assert table is None
     elif value["label"] == "dos" and "gpt" in entry["holds"]:
@@ -93,7 +98,8 @@ def test_corpus_agrees_with_sfdisk(entry: dict[str, Any], tmp_path: Path) -> Non
         assert table.disk_id == value["id"].removeprefix("0x")
         inside = [row for row in listed if cut_short or row[1] + row[2] <= size]
         assert plain(rows(table)) == plain(inside)
-        assert bool(table.warnings) == (cut_short or len(inside) != len(listed) or entry["validity"] != "valid")
+        if not cut_short:
+            assert bool(table.warnings) == (len(inside) != len(listed) or entry["validity"] != "valid")
 
 
 @pytest.mark.parametrize("entry", [e for e in TABLED if e["expect"] == "read-backup"], ids=lambda entry: entry["id"])
@@ -105,7 +111,9 @@ def test_corpus_backup_tables(entry: dict[str, Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "entry", [e for e in corpus() if "apm" in (e["holds"] or []) and e["format"] == "raw"], ids=lambda entry: entry["id"]
+    "entry",
+    [e for e in corpus() if "apm" in (e["holds"] or []) and e["format"] == "raw"],
+    ids=lambda entry: entry["id"],
 )
 def test_corpus_apple_maps_agree_with_mmls(entry: dict[str, Any], tmp_path: Path) -> None:
     slots = claims(entry, "mmls")[0]["partitions"]
@@ -145,9 +153,13 @@ def test_impossible_sector_sizes(sector_size: int) -> None:
 def test_an_mbr_comes_before_an_apple_map_and_an_empty_one_after() -> None:
     disk = apm_disk(MAP)
     disk[440:512] = sector((0x83, 100, 100))[440:]
-    assert (scan(MemoryDisk(disk)) or pytest.fail()).kind == "mbr"
+    table = scan(MemoryDisk(disk))
+    assert table is not None
+    assert table.kind == "mbr"
     disk[440:512] = sector()[440:]
-    assert (scan(MemoryDisk(disk)) or pytest.fail()).kind == "apm"
+    table = scan(MemoryDisk(disk))
+    assert table is not None
+    assert table.kind == "apm"
 
 
 # ---------------------------------------------------------------------- hostile bytes
@@ -166,9 +178,14 @@ SEEDS = {
 def test_mutations_raise_only_format_errors(seed: str, data: st.DataObject) -> None:
     disk = bytearray(SEEDS[seed])
     near = st.one_of(
-        st.integers(0, 2048), st.integers(100 * 512, 100 * 512 + 511), st.integers(0, len(disk) - 1), st.integers(440, 640)
+        st.integers(0, 2048),
+        st.integers(100 * 512, 100 * 512 + 511),
+        st.integers(0, len(disk) - 1),
+        st.integers(440, 640),
     )
-    values = st.one_of(st.binary(min_size=1, max_size=8), st.sampled_from([b"\xff" * 8, bytes(8), b"\x01", b"\x80\0\0\0"]))
+    values = st.one_of(
+        st.binary(min_size=1, max_size=8), st.sampled_from([b"\xff" * 8, bytes(8), b"\x01", b"\x80\0\0\0"])
+    )
     for at, value in data.draw(st.lists(st.tuples(near, values), max_size=12)):
         disk[at : at + len(value)] = value
     if data.draw(st.booleans()):
@@ -189,8 +206,6 @@ def test_mutations_raise_only_format_errors(seed: str, data: st.DataObject) -> N
 
 def reseal(disk: bytearray, lba: int) -> None:
     """Make header and array checksums right, so that mutations reach what stands behind them."""
-    import zlib
-
     at = lba * 512
     where, count, size = (int.from_bytes(disk[at + o : at + o + n], "little") for o, n in ((72, 8), (80, 4), (84, 4)))
     array = disk[where * 512 : where * 512 + count * size] if where < 1 << 32 and count * size < 1 << 24 else b""

@@ -290,12 +290,15 @@ class DeviceSink(_Device):
         length = sum(map(len, views))
         check_write(self.path, self._size, offset, length)
         try:
-            if not self._direct:
-                self._write_cached(offset, views)
-            elif all(self._on_sectors(offset, view) for view in views):
-                self._write_sectors(offset, views)
-            else:
-                self._write_bounced(offset, offset + length, deque(views))
+            try:
+                self._write(offset, length, views)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                # It promised O_DIRECT and does not take it.
+                self._direct = False
+                self._set_direct(self._fd, False)
+                self._write(offset, length, views)
         except (OSError, EOFError) as error:
             reason = why(error) if isinstance(error, OSError) else "the device has become smaller"
             raise WriteError(f"{self.path}: writing {length} bytes at {offset} failed: {reason}") from error
@@ -333,16 +336,13 @@ class DeviceSink(_Device):
         for at in range(start, start + length, _BOUNCE):
             self.write(at, zeros[: start + length - at])
 
-    def _write_sectors(self, start: int, views: Sequence[memoryview]) -> None:
-        try:
-            write_fully(self._fd, start, views)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            # It promised O_DIRECT and does not take it.
-            self._direct = False
-            self._set_direct(self._fd, False)
-            self._write_cached(start, views)
+    def _write(self, offset: int, length: int, views: list[memoryview]) -> None:
+        if not self._direct:
+            self._write_cached(offset, views)
+        elif all(self._on_sectors(offset, view) for view in views):
+            write_fully(self._fd, offset, views)
+        else:
+            self._write_bounced(offset, offset + length, deque(views))
 
     def _write_cached(self, offset: int, views: Sequence[memoryview]) -> None:
         write_fully(self._fd, offset, views)
@@ -367,7 +367,7 @@ class DeviceSink(_Device):
                 if upto < stop:
                     read_fully(self._fd, stop - sector, window[-sector:])
                 _fill(window[at - start : upto - start], parts)
-                self._write_sectors(start, [window])
+                write_fully(self._fd, start, [window])
             at = upto
 
 

@@ -46,7 +46,7 @@ BLKZEROOUT: Final = _NONE | _BLOCK | 127
 LOOP_GET_STATUS64: Final = 0x4C05
 
 
-@record(order="=", size=232)
+@record(endian="=", size=232)
 class LoopInfo64(Record):
     """struct loop_info64: what a loop device stands on."""
 

@@ -32,7 +32,7 @@ from ferrotype.units import KiB
 __all__ = ["ExFat", "open", "probe"]
 
 
-@record(order="<", size=120)
+@record(endian="<", size=120)
 class BootSector(Record):
     """Section 3.1, up to the boot code."""
 
@@ -57,7 +57,7 @@ class BootSector(Record):
     Reserved: Annotated[bytes, "7s"]
 
 
-@record(order="<", size=32)
+@record(endian="<", size=32)
 class BitmapEntry(Record):
     """Section 7.1."""
 

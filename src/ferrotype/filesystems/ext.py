@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferrotype.block import Source, read, read_exactly
-from ferrotype.errors import InvalidImage, UnsupportedError
+from ferrotype.errors import InvalidImage
 from ferrotype.extents import BitmapRuns, ExtentMap, State
 from ferrotype.filesystems import Facts
 from ferrotype.filesystems.ext_records import (
@@ -43,12 +43,9 @@ from ferrotype.filesystems.ext_records import (
     DESC_HI,
     DESC_LO,
     ERROR_FS,
-    EXT3_INCOMPAT,
-    EXT3_RO_COMPAT,
     MAGIC,
     ORPHAN_FS,
     SUPERBLOCK,
-    TEST_FILESYS,
     VALID_FS,
     Blocks,
     Compat,
@@ -56,6 +53,8 @@ from ferrotype.filesystems.ext_records import (
     Incompat,
     RoCompat,
     Superblock,
+    kind_of,
+    refuse_unknown,
 )
 from ferrotype.units import MiB
 
@@ -350,9 +349,9 @@ class Ext:
 @cache
 def _popcounts() -> NDArray[np.uint8]:
     """Of all 16-bit numbers.  (``numpy.bitwise_count`` came with numpy 2 only.)"""
-    return np.unpackbits(np.arange(1 << 16, dtype=np.uint16).view(np.uint8).reshape(-1, 2), axis=1).sum(
-        1, dtype=np.uint8
-    )
+    bits = np.unpackbits(np.arange(1 << 16, dtype=np.uint16).view(np.uint8).reshape(-1, 2), axis=1)
+    counts: NDArray[np.uint8] = bits.sum(1, dtype=np.uint8)
+    return counts
 
 
 def _ones(bitmaps: Bytes) -> Blocks:
@@ -376,15 +375,7 @@ def _fill_behind(bitmap: Bytes, count: int) -> None:
         bitmap[count // 8] |= 0xFF << (count % 8) & 0xFF
 
 
-# ---------------------------------------------------------------------- names and state
-
-
-def _kind(sb: Superblock) -> str:
-    """blkid's name for it: what the oldest driver is called that knows all its features."""
-    more = sb.s_feature_incompat & ~EXT3_INCOMPAT or sb.s_feature_ro_compat & ~EXT3_RO_COMPAT
-    if more:
-        return "ext4dev" if sb.s_flags & TEST_FILESYS else "ext4"
-    return "ext3" if sb.s_feature_compat & Compat.HAS_JOURNAL else "ext2"
+# ---------------------------------------------------------------------- opening
 
 
 def _unclean(sb: Superblock, geo: Geometry, volume: int) -> str | None:
@@ -405,31 +396,13 @@ def _unclean(sb: Superblock, geo: Geometry, volume: int) -> str | None:
 
 def _facts(sb: Superblock, geo: Geometry, volume: int) -> Facts:
     return Facts(
-        kind=_kind(sb),
+        kind=kind_of(sb),
         label=sb.s_volume_name.split(b"\0")[0].rstrip().decode("utf-8", "replace") or None,
         uuid=str(uuid.UUID(bytes=sb.s_uuid)) if any(sb.s_uuid) else None,
         block_size=geo.block_size * geo.ratio,
         size=geo.blocks * geo.block_size,
         unclean=_unclean(sb, geo, volume),
     )
-
-
-def _refuse_unknown(sb: Superblock) -> None:
-    if sb.s_feature_incompat & Incompat.JOURNAL_DEV:
-        raise UnsupportedError("this is the journal of another ext file system (jbd), not a file system")
-    if sb.s_feature_incompat & Incompat.COMPRESSION:
-        raise UnsupportedError("ext with compressed files (e2compr)", field="s_feature_incompat")
-    for field, value, known in (
-        ("s_feature_incompat", sb.s_feature_incompat, Incompat),
-        ("s_feature_ro_compat", sb.s_feature_ro_compat, RoCompat),
-    ):
-        unknown = value & ~sum(known)
-        if unknown:
-            raise UnsupportedError(f"ext with unknown features {unknown:#x}", field=field)
-    if sb.s_rev_level > 1:
-        raise UnsupportedError(f"ext of revision {sb.s_rev_level}", field="s_rev_level")
-    if sb.s_feature_ro_compat & RoCompat.METADATA_CSUM and sb.s_checksum_type != 1:
-        raise UnsupportedError("ext with checksums other than crc32c", field="s_checksum_type")
 
 
 def probe(source: Source) -> bool:
@@ -446,5 +419,5 @@ def open(source: Source) -> Ext:  # noqa: A001  the seam's name
     sb = Superblock.unpack(raw)
     if sb.s_magic != MAGIC:
         raise InvalidImage("no ext superblock", offset=SUPERBLOCK, field="s_magic")
-    _refuse_unknown(sb)
+    refuse_unknown(sb)
     return Ext(source, sb, raw)

@@ -31,7 +31,7 @@ MAX_GROUPS: Final = 1 << 22  # 512 TiB of 4 KiB blocks; bounds what a made-up su
 MAX_SIZE: Final = 1 << 61  # bytes; leaves room to add and to tag block numbers in 64 bits
 
 
-@record(order="<", size=1024)
+@record(endian="<", size=1024)
 class Superblock(Record):
     """Section "Super Block"; ``skip_`` fields do not matter here."""
 
@@ -162,6 +162,33 @@ class RoCompat(IntFlag):
 # ext2 and ext3 know these; anything more makes it ext4 (blkid's rule)
 EXT3_INCOMPAT: Final = Incompat.FILETYPE | Incompat.RECOVER | Incompat.META_BG
 EXT3_RO_COMPAT: Final = RoCompat.SPARSE_SUPER | RoCompat.LARGE_FILE | RoCompat.BTREE_DIR
+
+
+def kind_of(sb: Superblock) -> str:
+    """blkid's name for it: what the oldest driver is called that knows all its features."""
+    more = sb.s_feature_incompat & ~EXT3_INCOMPAT or sb.s_feature_ro_compat & ~EXT3_RO_COMPAT
+    if more:
+        return "ext4dev" if sb.s_flags & TEST_FILESYS else "ext4"
+    return "ext3" if sb.s_feature_compat & Compat.HAS_JOURNAL else "ext2"
+
+
+def refuse_unknown(sb: Superblock) -> None:
+    """Raises UnsupportedError for features that could change what the bitmaps mean or where they lie."""
+    if sb.s_feature_incompat & Incompat.JOURNAL_DEV:
+        raise UnsupportedError("this is the journal of another ext file system (jbd), not a file system")
+    if sb.s_feature_incompat & Incompat.COMPRESSION:
+        raise UnsupportedError("ext with compressed files (e2compr)", field="s_feature_incompat")
+    for field, value, known in (
+        ("s_feature_incompat", sb.s_feature_incompat, Incompat),
+        ("s_feature_ro_compat", sb.s_feature_ro_compat, RoCompat),
+    ):
+        unknown = value & ~sum(known)
+        if unknown:
+            raise UnsupportedError(f"ext with unknown features {unknown:#x}", field=field)
+    if sb.s_rev_level > 1:
+        raise UnsupportedError(f"ext of revision {sb.s_rev_level}", field="s_rev_level")
+    if sb.s_feature_ro_compat & RoCompat.METADATA_CSUM and sb.s_checksum_type != 1:
+        raise UnsupportedError("ext with checksums other than crc32c", field="s_checksum_type")
 
 
 # ---------------------------------------------------------------------- geometry

@@ -38,7 +38,7 @@ _b11 = Annotated[bytes, "11s"]
 _b12 = Annotated[bytes, "12s"]
 
 
-@record(order="<", size=36)
+@record(endian="<", size=36)
 class BootSector(Record):
     """Boot sector and BPB, the part all three types share."""
 
@@ -58,7 +58,7 @@ class BootSector(Record):
     BPB_TotSec32: u32
 
 
-@record(order="<", size=26)
+@record(endian="<", size=26)
 class Extended(Record):
     """Byte 36 on of FAT12 and FAT16, and byte 64 on of FAT32."""
 
@@ -70,7 +70,7 @@ class Extended(Record):
     BS_FilSysType: b8
 
 
-@record(order="<", size=28)
+@record(endian="<", size=28)
 class Extended32(Record):
     """Byte 36 to 63 of FAT32."""
 
@@ -237,6 +237,7 @@ class Fat:
         if boot.BPB_FATSz16:
             extended = Extended.unpack(sector, 36)
             self._layout = _layout(boot, boot.BPB_FATSz16)
+            self._refuse_atari(marked=sector[510:512] == b"\x55\xaa")
         else:
             extended = Extended.unpack(sector, 64)
             self._open32(boot, Extended32.unpack(sector, 36))
@@ -263,6 +264,14 @@ class Fat:
             if active >= boot.BPB_NumFATs:
                 raise InvalidImage(f"there is no FAT {active}", field="BPB_ExtFlags")
             self._tables = [active]
+
+    def _refuse_atari(self, *, marked: bool) -> None:
+        """An Atari's hard disks hold 16-bit entries however few the clusters, and lack the 0x55AA mark."""
+        layout = self._layout
+        roomy = (layout.clusters + 2) * 2 <= layout.fat_size
+        start = read_exactly(self._source, layout.fat_start, 4, "the FAT")
+        if layout.bits == 12 and not marked and roomy and start[3] == 0xFF:
+            raise UnsupportedError("the FAT could hold entries of 12 bits, or of 16 as on an Atari", offset=510)
 
     def _check_tables(self) -> None:
         """All that is not clusters lies on the volume, and the FAT starts like one: a blank FAT would free it all."""

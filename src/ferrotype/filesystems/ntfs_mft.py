@@ -148,13 +148,15 @@ class MasterFileTable:
         self._record_budget, self._run_budget = _RECORD_BUDGET, _RUN_BUDGET
         self.damaged: str | None = None  # why the mirror had to be asked
         base = self._first_record()
-        pieces = self._pieces(base, DATA, "")
         # Records that describe later parts of $MFT lie in earlier ones: it is usable while it grows.
-        first = next(pieces, None)
+        first = base.find(DATA, "")
         if first is None or first.form is None:
             raise InvalidImage("record 0 of $MFT does not say where $MFT lies")
         self.data = Content(source, geometry.cluster_size, first)
         self._extend(self.data, first, base)
+        pieces = self._pieces(base, DATA, "")
+        if next(pieces, None) is not first:
+            raise InvalidImage("the attribute list of record 0 does not begin with what record 0 holds")
         for piece in pieces:
             self._extend(self.data, piece, base)
         if self.data.lcns[:1] != [geometry.mft_lcn] and self.damaged is None:

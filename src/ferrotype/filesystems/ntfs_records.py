@@ -39,7 +39,7 @@ IN_USE: Final = 0x0001  # flag of a file record
 UNREADABLE: Final = 0x4000 | 0x00FF  # attribute flags: encrypted, or compressed by any method
 
 
-@record(order="<", size=512)
+@record(endian="<", size=512)
 class BootSector(Record):
     """The first sector ("NTFS Documentation", Files, $Boot)."""
 
@@ -61,7 +61,7 @@ class BootSector(Record):
     end_mark: u16
 
 
-@record(order="<", size=42)
+@record(endian="<", size=42)
 class FileRecordSegmentHeader(Record):
     """Microsoft: FILE_RECORD_SEGMENT_HEADER."""
 
@@ -79,7 +79,7 @@ class FileRecordSegmentHeader(Record):
     next_attribute_instance: u16
 
 
-@record(order="<", size=16)
+@record(endian="<", size=16)
 class AttributeRecordHeader(Record):
     """Microsoft: ATTRIBUTE_RECORD_HEADER, what both forms share."""
 
@@ -92,7 +92,7 @@ class AttributeRecordHeader(Record):
     instance: u16
 
 
-@record(order="<", size=8)
+@record(endian="<", size=8)
 class ResidentForm(Record):
     """Microsoft: ATTRIBUTE_RECORD_HEADER.Form.Resident."""
 
@@ -101,7 +101,7 @@ class ResidentForm(Record):
     reserved: u16
 
 
-@record(order="<", size=48)
+@record(endian="<", size=48)
 class NonresidentForm(Record):
     """Microsoft: ATTRIBUTE_RECORD_HEADER.Form.Nonresident.  The sizes count only where lowest_vcn is 0."""
 
@@ -115,7 +115,7 @@ class NonresidentForm(Record):
     valid_data_length: s64
 
 
-@record(order="<", size=26)
+@record(endian="<", size=26)
 class AttributeListEntry(Record):
     """Microsoft: ATTRIBUTE_LIST_ENTRY."""
 
@@ -128,7 +128,7 @@ class AttributeListEntry(Record):
     instance: u16
 
 
-@record(order="<", size=12)
+@record(endian="<", size=12)
 class VolumeInformation(Record):
     """ "NTFS Documentation", Attributes, $VOLUME_INFORMATION."""
 
@@ -138,7 +138,7 @@ class VolumeInformation(Record):
     flags: u16
 
 
-@record(order="<", size=16)
+@record(endian="<", size=16)
 class IndexRoot(Record):
     """ "NTFS Documentation", Attributes, $INDEX_ROOT; an IndexHeader follows."""
 
@@ -149,7 +149,7 @@ class IndexRoot(Record):
     reserved: Annotated[bytes, "3s"]
 
 
-@record(order="<", size=24)
+@record(endian="<", size=24)
 class IndexBuffer(Record):
     """ "NTFS Documentation", Concepts, index record; an IndexHeader follows."""
 
@@ -160,7 +160,7 @@ class IndexBuffer(Record):
     this_block: u64
 
 
-@record(order="<", size=16)
+@record(endian="<", size=16)
 class IndexHeader(Record):
     """ "NTFS Documentation", Concepts, index header; offsets count from its own start."""
 
@@ -171,7 +171,7 @@ class IndexHeader(Record):
     reserved: Annotated[bytes, "3s"]
 
 
-@record(order="<", size=16)
+@record(endian="<", size=16)
 class IndexEntry(Record):
     """ "NTFS Documentation", Concepts, index entry; a FileName follows unless it is the end of its node."""
 
@@ -182,7 +182,7 @@ class IndexEntry(Record):
     reserved: u16
 
 
-@record(order="<", size=66)
+@record(endian="<", size=66)
 class FileName(Record):
     """Microsoft: FILE_NAME; the name follows in UTF-16."""
 
@@ -192,7 +192,7 @@ class FileName(Record):
     flags: u8
 
 
-@record(order="<", size=30)
+@record(endian="<", size=30)
 class RestartPageHeader(Record):
     """ "NTFS Documentation", Files, $LogFile: restart page."""
 
@@ -207,7 +207,7 @@ class RestartPageHeader(Record):
     major_version: s16
 
 
-@record(order="<", size=48)
+@record(endian="<", size=48)
 class RestartArea(Record):
     """ "NTFS Documentation", Files, $LogFile: restart area."""
 

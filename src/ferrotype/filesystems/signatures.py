@@ -119,8 +119,8 @@ def _dashed(raw: bytes) -> str | None:
     return str(_uuid.UUID(bytes=raw)) if len(raw) == 16 and any(raw) else None
 
 
-def _hex(raw: bytes) -> str | None:
-    return raw[::-1].hex() if any(raw) else None
+def _plain_hex(raw: bytes) -> str | None:
+    return raw.hex() if any(raw) else None
 
 
 def _number(raw: bytes) -> str | None:
@@ -160,10 +160,8 @@ def _iso_date(raw: bytes) -> str | None:
 
 def _hfs(raw: bytes) -> str | None:
     """The volume's id hashed in Apple's name space, as macOS shows it: a UUID of version 3."""
-    if not any(raw):
-        return None
-    space = bytes.fromhex("b3e20f39f29211d697a400306543ecac")
-    return str(_uuid.UUID(bytes=hashlib.md5(space + raw, usedforsecurity=False).digest(), version=3))
+    digest = hashlib.md5(bytes.fromhex("b3e20f39f29211d697a400306543ecac") + raw, usedforsecurity=False).digest()
+    return str(_uuid.UUID(bytes=digest, version=3)) if any(raw) else None
 
 
 # ---------------------------------------------------------------------- checks
@@ -283,7 +281,10 @@ MEMBERS: Final[tuple[Signature, ...]] = (
     _S("jmicron_raid_member", _LAST, 0, (b"JM",), check=_is_jmicron),
     _S("bcache", (4 * KiB,), 24, (_BCACHE,), uuid=Field(40, 16, _dashed)),
     _S("ceph_bluestore", (0,), 0, (b"bluestore block device",)),
-    _S("drbd", (Tail(4096, 1), Tail(4096, 4096)), 60, (_h("83740267"), _h("8374026b"), _h("8374026d"))),
+    _S(
+        "drbd", (Tail(4096, 1), Tail(4096, 4096)), 60, (_h("83740267"), _h("8374026b")), uuid=Field(40, 8, _plain_hex)
+    ),
+    _S("drbd", (Tail(4096, 1), Tail(4096, 4096)), 60, (_h("8374026d"),), uuid=Field(48, 8, _plain_hex)),
     _S("LVM2_member", _SECTORS, 0, (b"LABELONE",), uuid=Field(32, 32, _lvm), check=_is_lvm),
     _S("LVM1_member", (0,), 0, (b"HM\1\0", b"HM\2\0")),
     _S("DM_snapshot_cow", (0,), 0, (b"SnAp",)),
@@ -317,6 +318,10 @@ SIGNATURES: Final[tuple[Signature, ...]] = (
     ),
     _S("f2fs", (1024,), 0, (_h("1020f5f2"),), Field(124, 1024, _utf16), Field(108, 16, _dashed)),
     _S("apfs", (0,), 32, (b"NXSB",), uuid=Field(72, 16, _dashed)),
+    # before HFS: a disc that holds both is a disc
+    _S("udf", (32 * KiB,), 1, (b"BEA01", b"CD001"), check=_is_udf),
+    _S("iso9660", (32 * KiB,), 1, (b"CD001",), Field(40, 32, _utf8), Field(813, 34, _iso_date)),
+    _S("iso9660", (32 * KiB,), 9, (b"CDROM",)),
     _S("hfsplus", (1024,), 0, (b"H+", b"HX"), uuid=Field(104, 8, _hfs), check=_is_hfsplus),
     _S("hfsplus", (1024,), 0, (b"BD",), check=_wraps_hfsplus),
     _S("hfs", (1024,), 0, (b"BD",), Field(36, 28, _pascal), check=_is_hfs),
@@ -330,9 +335,6 @@ SIGNATURES: Final[tuple[Signature, ...]] = (
     ),
     _S("reiser4", (64 * KiB,), 0, (b"ReIsEr4",)),
     _S("jfs", (32 * KiB,), 0, (b"JFS1",), Field(152, 16, _utf8), Field(136, 16, _dashed)),
-    _S("udf", (32 * KiB,), 1, (b"BEA01", b"CD001"), check=_is_udf),
-    _S("iso9660", (32 * KiB,), 1, (b"CD001",), Field(40, 32, _utf8), Field(813, 34, _iso_date)),
-    _S("iso9660", (32 * KiB,), 9, (b"CDROM",)),
     _S("squashfs", (0,), 0, (b"hsqs",), check=_is_squashfs4),
     _S("squashfs3", (0,), 0, (b"hsqs", b"sqsh"), check=_is_squashfs3),
     _S("erofs", (1024,), 0, (_h("e2e1f5e0"),), Field(64, 16, _utf8), Field(48, 16, _dashed)),

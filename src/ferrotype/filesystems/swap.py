@@ -31,7 +31,7 @@ from ferrotype.units import KiB
 __all__ = ["Swap", "open", "probe"]
 
 
-@record(order="<", size=44)
+@record(endian="<", size=44)
 class HeaderLittle(Record):
     """``union swap_header``, member ``info``, from byte 1024 on, up to the label."""
 
@@ -42,7 +42,7 @@ class HeaderLittle(Record):
     sws_volume: b16
 
 
-@record(order=">", size=44)
+@record(endian=">", size=44)
 class HeaderBig(Record):
     """The same, made on a big-endian machine."""
 

@@ -10,7 +10,7 @@ At the end the last catalog moves down behind the last record and the file is cu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from ferrotype.objects.layout import RECORDS_AT, CatalogEntry, Place
@@ -23,9 +23,9 @@ _LOOK_BACK: Final = 256  # records tried for one gap, from the end
 class Movable(Protocol):
     """What compaction needs of a container."""
 
-    def live(self) -> list[CatalogEntry]: ...
+    def live(self) -> Sequence[CatalogEntry]: ...
 
-    def volume_sizes(self) -> list[int]: ...
+    def volume_sizes(self) -> Sequence[int]: ...
 
     def move(self, entry: CatalogEntry, place: Place, gap: int, /) -> None: ...
 
@@ -34,7 +34,7 @@ class Movable(Protocol):
     def cut(self) -> None: ...
 
 
-def gaps_between(entries: list[CatalogEntry], sizes: list[int]) -> list[tuple[Place, int]]:
+def gaps_between(entries: Sequence[CatalogEntry], sizes: Sequence[int]) -> list[tuple[Place, int]]:
     """Dead ranges of each volume as (place, length), ascending; the space behind the last record is not one."""
     gaps = []
     ends = [RECORDS_AT] * len(sizes)

@@ -337,11 +337,11 @@ class Container:
         compact(self, advance)
         return before - self.file_size
 
-    def live(self) -> list[CatalogEntry]:
-        return list(self._entries.values())
+    def live(self) -> Sequence[CatalogEntry]:
+        return tuple(self._entries.values())
 
-    def volume_sizes(self) -> list[int]:
-        return [file.size() for file in self._files]
+    def volume_sizes(self) -> Sequence[int]:
+        return tuple(file.size() for file in self._files)
 
     def move(self, entry: CatalogEntry, place: Place, gap: int, /) -> None:
         """Copy a record to the start of a gap of ``gap`` bytes; it counts there once ``settle`` has returned."""

@@ -49,7 +49,7 @@ def padded(length: int) -> int:
     return -(-length // BLOCK) * BLOCK
 
 
-@record(order="<", size=80)
+@record(endian="<", size=80)
 class VolumeHeader(Record):
     """First block of each volume."""
 
@@ -82,7 +82,7 @@ class VolumeHeader(Record):
         return header
 
 
-@record(order="<", size=80)
+@record(endian="<", size=80)
 class Anchor(Record):
     """Where the newest catalog stands.  Two of them are written in turn, so one is whole at any time."""
 
@@ -121,7 +121,7 @@ class Kind(enum.IntEnum):
     SEALED_KEY = 0x81  # reserved
 
 
-@record(order="<", size=128)
+@record(endian="<", size=128)
 class RecordHeader(Record):
     """Stands before each payload and describes it, so that a forward scan finds everything without a catalog."""
 

@@ -13,17 +13,30 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ferrotype.errors import CorruptChunk
+from ferrotype.errors import CorruptChunk, IntegrityError
 from ferrotype.repository.sealing import ID_SIZE, ZERO_ID, ChunkId
 
 PAGE_IDS: Final = 1024
 PAGE_SIZE: Final = PAGE_IDS * ID_SIZE
 _KEPT_PAGES: Final = 64  # pages of each level a reader keeps
+
+
+@dataclass(frozen=True, slots=True)
+class MapPage:
+    """One page of a map: the cells it covers, and the ids on it (of chunks at level 0, of pages above)."""
+
+    page_id: ChunkId
+    level: int
+    first: int
+    count: int
+    ids: NDArray[np.void] | None
+    error: IntegrityError | None
 
 
 class PageReader(Protocol):
@@ -115,18 +128,31 @@ class ChunkMap:
                 low, high = max(first, base), min(end, base + PAGE_IDS, self.cells)
                 yield low, np.frombuffer(content, f"V{ID_SIZE}")[low - base : high - base]
 
-    def page_ids(self) -> Iterator[ChunkId]:
-        """Ids of all pages of the tree, the root included: they are chunks that the map needs."""
-        yield from self._page_ids(self._levels, 0)
+    def walk(self, skip: Callable[[ChunkId], bool]) -> Iterator[MapPage]:
+        """Every page of the tree, parents first.  Where ``skip`` says so of a page's id, it and all below are left out.
 
-    def _page_ids(self, level: int, number: int) -> Iterator[ChunkId]:
+        A page that cannot be read comes with ``ids`` None and the error.
+        """
+        yield from self._walk(self._levels, 0, skip)
+
+    def _walk(self, level: int, number: int, skip: Callable[[ChunkId], bool]) -> Iterator[MapPage]:
         page_id = self._page_id(level, number)
-        if page_id == ZERO_ID:
+        if page_id == ZERO_ID or skip(page_id):
             return
-        yield page_id
+        span = PAGE_IDS**level
+        first = number * span * PAGE_IDS
+        count = min(span * PAGE_IDS, self.cells - first)
+        try:
+            content = self._page(level, number)
+        except IntegrityError as error:
+            yield MapPage(page_id, level, first, count, None, error)
+            return
+        if content is None:
+            return
+        yield MapPage(page_id, level, first, count, np.frombuffer(content, f"V{ID_SIZE}"), None)
         if level:
             for child in self._children(level, number):
-                yield from self._page_ids(level - 1, child)
+                yield from self._walk(level - 1, child, skip)
 
     def _data_pages(self, level: int, number: int, first: int, end: int) -> Iterator[int]:
         """Numbers of bottom pages in [first, end) under a page that are not zero."""

@@ -50,7 +50,7 @@ class Location:
     length: int
 
 
-@record(order="<", size=48)
+@record(endian="<", size=48)
 class SegmentHeader(Record):
     """In front of a segment."""
 

@@ -28,7 +28,7 @@ MAX_FRAMES: Final = 1 << 18  # a table stays well under the largest plaintext
 TABLE: Final = np.dtype([("id", f"V{ID_SIZE}"), ("length", "<u4")])
 
 
-@record(order="<", size=32)
+@record(endian="<", size=32)
 class PackHeader(Record):
     """In front of a pack's table."""
 

@@ -112,7 +112,7 @@ class Sealer:
         if self._keys.data is None:
             return b"".join((head, payload))
         nonce = os.urandom(_NONCE)
-        return b"".join((head, nonce, self._cipher(chunk_id).encrypt(nonce, payload, head)))
+        return b"".join((head, nonce, _cipher(self._keys.data, chunk_id).encrypt(nonce, payload, head)))
 
     def unseal(self, chunk_id: bytes, frame: bytes | memoryview, /) -> bytes:
         """The plaintext, proven to be the one that ``chunk_id`` names.  Raises CorruptChunk."""
@@ -150,12 +150,9 @@ class Sealer:
             return codec, length, view[FRAME_HEAD:]
         nonce, sealed = view[FRAME_HEAD : FRAME_HEAD + _NONCE], view[FRAME_HEAD + _NONCE :]
         try:
-            return codec, length, self._cipher(chunk_id).decrypt(bytes(nonce), sealed, bytes(view[:FRAME_HEAD]))
+            return codec, length, _cipher(self._keys.data, chunk_id).decrypt(nonce, sealed, view[:FRAME_HEAD])
         except InvalidTag:
             raise CorruptChunk(chunk_id, "its authentication tag is wrong") from None
-
-    def _cipher(self, chunk_id: bytes) -> AESGCM:
-        return AESGCM(blake3(chunk_id, key=self._keys.data).digest())
 
     def _compressor(self) -> zstd.ZstdCompressor:
         try:
@@ -163,3 +160,7 @@ class Sealer:
         except AttributeError:
             compressor = self._local.compressor = zstd.ZstdCompressor(level=self._level)
         return compressor
+
+
+def _cipher(key: bytes, chunk_id: bytes) -> AESGCM:
+    return AESGCM(blake3(chunk_id, key=key).digest())

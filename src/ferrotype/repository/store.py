@@ -159,6 +159,10 @@ class Repository:
             self._index = Index(self.store, self.sealer, self._warn)
         return self._index
 
+    def forget_index(self) -> None:
+        """Have the index read anew at its next use: its segments were replaced."""
+        self._index = None
+
     def locate(self, chunk_id: ChunkId) -> Location:
         """Raises MissingChunk."""
         location = self.index.find(chunk_id)

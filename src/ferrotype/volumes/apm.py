@@ -23,7 +23,7 @@ _MAX_ENTRIES: Final = 1024  # a usual map has room for 63
 _NO_PARTITIONS: Final = frozenset({"Apple_partition_map", "Apple_Free", "Apple_Void"})  # the map itself, and gaps
 
 
-@record(order=">", size=8)
+@record(endian=">", size=8)
 class DriverDescriptor(Record):
     """Start of the driver descriptor record (Block0)."""
 
@@ -32,7 +32,7 @@ class DriverDescriptor(Record):
     sbBlkCount: u32  # noqa: N815
 
 
-@record(order=">", size=92)
+@record(endian=">", size=92)
 class MapEntry(Record):
     """Start of a partition map entry (Partition); what follows is for booting."""
 

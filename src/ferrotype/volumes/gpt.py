@@ -44,7 +44,7 @@ _SHARED: Final = (  # header fields in which the two copies agree
 )
 
 
-@record(order="<", size=92)
+@record(endian="<", size=92)
 class Header(Record):
     """GPT header, UEFI 2.10 Table 5.5."""
 
@@ -128,7 +128,7 @@ class Loaded:
         spans = [(0, 2), (self.backup.lba, self.backup.lba + 1)]  # first sector, sector behind
         for copy, usual in ((self.primary, 2), (self.backup, max(2, self.backup.lba - array))):
             lba = copy.header.PartitionEntryLBA if copy.header else usual
-            spans.append((lba, lba + array))
+            spans.append((lba, lba + array))  # empty where the table has room for no entry
         joined: list[tuple[int, int]] = []
         for first, behind in sorted(spans):
             if joined and first <= joined[-1][1]:
@@ -138,7 +138,7 @@ class Loaded:
         return tuple(
             (first * self.sector_size, (min(behind, self.sectors) - first) * self.sector_size)
             for first, behind in joined
-            if first < self.sectors
+            if first < min(behind, self.sectors)
         )
 
 

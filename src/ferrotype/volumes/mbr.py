@@ -39,7 +39,7 @@ _MAX_LINKS: Final = 1024  # EBRs followed on one disk; Linux stops at 256 partit
 _MAX_NAMED: Final = 8  # partitions named in one warning
 
 
-@record(order="<", size=16)
+@record(endian="<", size=16)
 class Entry(Record):
     """MBR partition record, UEFI 2.10 Table 5.2."""
 
@@ -55,7 +55,7 @@ class Entry(Record):
         return self.OSType != 0 and self.SizeInLBA != 0
 
 
-@record(order="<", size=512)
+@record(endian="<", size=512)
 class BootRecord(Record):
     """Master or extended boot record, UEFI 2.10 Table 5.1."""
 
@@ -128,7 +128,7 @@ def disjoint(candidates: Iterable[Partition], warnings: list[str]) -> tuple[Part
             bad |= {i, furthest}
         if ascending[i].end > ascending[furthest].end:
             furthest = i
-    warn_of([ascending[i].index for i in sorted(bad)], "overlap each other and are not used", warnings)
+    warn_of(sorted(ascending[i].index for i in bad), "overlap each other and are not used", warnings)
     return tuple(p for i, p in enumerate(ascending) if i not in bad)
 
 

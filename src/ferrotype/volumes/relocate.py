@@ -109,7 +109,7 @@ def _protective_mbr(sector: bytes, old_last: int, new_last: int) -> bytes:
     made = bytearray(sector)
     for at, entry in zip(range(_ENTRIES_AT, 510, mbr.Entry.SIZE), entries, strict=True):
         reaches = entry.StartingLBA + entry.SizeInLBA > min(old_last, _MAX_LBA32)
-        if entry.OSType != mbr.PROTECTIVE or not (alone or reaches):
+        if entry.OSType != mbr.PROTECTIVE or entry.StartingLBA > old_last or not (alone or reaches):
             continue
         stretched = mbr.Entry(
             BootIndicator=entry.BootIndicator,

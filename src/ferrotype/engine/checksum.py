@@ -1,0 +1,142 @@
+"""One content hash of a disk, the same for the same bytes in whatever they are kept.
+
+    leaves      BLAKE3 of each MiB of the disk (the last one may be shorter)
+    nodes       BLAKE3 of up to 256 digests below, level by level, until one is left
+    digest      BLAKE3("ferrotype content hash v1" || size as 8 bytes little-endian || the last one)
+
+The tree lets all cores work, and lets a stretch of zeros of any length be stepped over: the digest of a node over
+zeros is known beforehand.  ``docs/format.md`` specifies it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from typing import Final
+
+from blake3 import blake3
+
+from ferrotype.block import Source
+from ferrotype.block.device import aligned_buffer
+from ferrotype.extents import ExtentMap, State
+from ferrotype.job import Job
+from ferrotype.pipeline import map_ordered
+from ferrotype.units import MiB
+
+ALGORITHM: Final = "ferrotype-blake3-tree-v1"
+LEAF: Final = MiB
+FAN_OUT: Final = 256
+_DOMAIN: Final = b"ferrotype content hash v1"
+
+
+def checksum(source: Source, job: Job, *, workers: int = 0) -> str:
+    """The content hash as 64 hex digits.  Reads what the source does not know to be zero."""
+    leaves = -(-source.size // LEAF)
+    levels = 0
+    while FAN_OUT**levels < leaves:
+        levels += 1
+    extents = source.extents(0, source.size)
+    job.begin("hashing", source.size - extents.total(State.ZERO))
+    hasher = _Leaves(source, extents)
+    wanted = hasher.wanted(leaves)
+    digests = map_ordered(hasher, wanted, workers=workers or len(os.sched_getaffinity(0)))
+    tree = _Tree(levels, leaves)
+    for number, digest in zip(hasher.wanted(leaves), digests, strict=True):
+        tree.add(number, digest)
+        job.advance(min(LEAF, source.size - number * LEAF))
+    last = tree.finish(hasher.last_zero())
+    return blake3(_DOMAIN + source.size.to_bytes(8, "little") + last).hexdigest()
+
+
+class _Leaves:
+    """Digests of leaves; called from many threads."""
+
+    def __init__(self, source: Source, extents: ExtentMap) -> None:
+        self._source = source
+        self._extents = extents
+        self._local = threading.local()
+
+    def wanted(self, leaves: int) -> _Ranges:
+        """Numbers of the leaves that are not known to be zero, ascending."""
+        starts, ends = self._extents.runs(State.ZERO, present=False)
+        return _Ranges([(s // LEAF, -(-e // LEAF)) for s, e in zip(starts.tolist(), ends.tolist(), strict=True)], leaves)
+
+    def __call__(self, number: int) -> bytes:
+        buffer: memoryview | None = getattr(self._local, "buffer", None)
+        if buffer is None:
+            buffer = self._local.buffer = aligned_buffer(LEAF)
+        view = buffer[: min(LEAF, self._source.size - number * LEAF)]
+        self._source.read_into(number * LEAF, view)
+        return blake3(view).digest()
+
+    def last_zero(self) -> bytes:
+        """Digest of the last leaf, were it zeros."""
+        return blake3(bytes(self._source.size % LEAF or LEAF)).digest()
+
+
+class _Ranges:
+    """Numbers in ascending, possibly touching or overlapping ranges, each once; can be gone through again."""
+
+    def __init__(self, ranges: list[tuple[int, int]], end: int) -> None:
+        self._ranges = ranges
+        self._end = end
+
+    def __iter__(self) -> Iterator[int]:
+        at = 0
+        for first, last in self._ranges:
+            yield from range(max(first, at), min(last, self._end))
+            at = max(at, last)
+
+
+class _Tree:
+    """Folds ascending leaf digests into one; leaves that are not given are zeros."""
+
+    def __init__(self, levels: int, leaves: int) -> None:
+        self._levels = levels
+        self._leaves = leaves
+        self._zero = [blake3(bytes(LEAF)).digest()]
+        for _ in range(levels):
+            self._zero.append(blake3(self._zero[-1] * FAN_OUT).digest())
+        self._open: list[list[bytes]] = [[] for _ in range(levels + 1)]
+        self._done = 0
+
+    def add(self, number: int, digest: bytes) -> None:
+        self._zeros_to(number)
+        self._push(0, digest)
+        self._done = number + 1
+
+    def finish(self, last_zero: bytes) -> bytes:
+        """The digest over all leaves; ``last_zero`` stands for the last leaf if that was not given."""
+        if self._leaves == 0:
+            return blake3(b"").digest()
+        if self._done < self._leaves:
+            self._zeros_to(self._leaves - 1)
+            self._push(0, last_zero)
+        for level in range(self._levels):
+            if self._open[level]:
+                self._close(level)
+        return self._open[self._levels][0]
+
+    def _zeros_to(self, number: int) -> None:
+        """Fill up with zero leaves, in subtrees as large as fit."""
+        while self._done < number:
+            level = 0
+            while (
+                level < self._levels
+                and self._done % FAN_OUT ** (level + 1) == 0
+                and self._done + FAN_OUT ** (level + 1) <= number
+            ):
+                level += 1
+            self._push(level, self._zero[level])
+            self._done += FAN_OUT**level
+
+    def _push(self, level: int, digest: bytes) -> None:
+        self._open[level].append(digest)
+        if level < self._levels and len(self._open[level]) == FAN_OUT:
+            self._close(level)
+
+    def _close(self, level: int) -> None:
+        digest = blake3(b"".join(self._open[level])).digest()
+        self._open[level] = []
+        self._push(level + 1, digest)

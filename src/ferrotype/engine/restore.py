@@ -1,0 +1,319 @@
+"""Restore: snapshot -> chunks in the order of the disk -> sink; zeros as the target allows.
+
+    for each stretch of the disk
+        known zeros      left alone on a blank target, else holes, discards or zeroing
+        chunks           located many at a time, read from the pack in long runs, proven, written in long runs
+        delta            the target is read and hashed first, and only what differs is written
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ferrotype.block import Sink, Source
+from ferrotype.block.device import aligned_buffer
+from ferrotype.errors import MissingChunk, Refused
+from ferrotype.job import Job
+from ferrotype.pipeline import map_ordered
+from ferrotype.repository.sealing import ZERO_ID, ChunkId
+from ferrotype.repository.snapshots import DiskRecord, Region
+from ferrotype.repository.store import Repository
+from ferrotype.units import MiB, format_size
+from ferrotype.volumes.relocate import moved_backup
+
+_BATCH: Final = MiB  # bytes of the disk a worker restores at a time
+_GAP: Final = 128 * 1024  # bytes of a pack read through rather than asking twice
+_LOOKUP: Final = 256  # map pages whose chunks are located together: 262,144 ids, so a large index is swept seldom
+
+
+class ManySink(Protocol):
+    """A sink that takes adjacent pieces in one call."""
+
+    def write_many(self, offset: int, parts: list[bytes], /) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreOptions:
+    """How to restore."""
+
+    no_blank: bool = False  # the target is known to be zero: do not zero it
+    delta: bool = False  # read the target first and write what differs
+    workers: int = 0
+    move_backup_table: bool = True  # put the backup GPT at the end of a larger target
+
+
+@dataclass(slots=True)
+class RestoreResult:
+    """What was done, in bytes of the target."""
+
+    disk_bytes: int = 0
+    data_bytes: int = 0  # of chunks
+    written_bytes: int = 0
+    zeroed_bytes: int = 0
+    kept_bytes: int = 0  # already right on the target
+    table_moved: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What is restored: a stretch of a disk of a snapshot, all of it or one partition."""
+
+    disk: DiskRecord
+    start: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """One chunk's place on the target and in the image; ``skip`` bytes of it lie before the part."""
+
+    chunk_id: ChunkId
+    target: int
+    length: int
+    skip: int
+    pack: str
+    offset: int
+    stored: int
+
+
+def check_target(part: Part, sink: Sink) -> None:
+    """Raises Refused where the target cannot take the part."""
+    if sink.size < part.length:
+        raise Refused(
+            f"the target has {format_size(sink.size)} ({sink.size} bytes), {format_size(part.length)} "
+            f"({part.length} bytes) are needed; nothing was written"
+        )
+    if sink.traits.sector_known and sink.traits.sector_size != part.disk.sector_size:
+        raise Refused(
+            f"the target has sectors of {sink.traits.sector_size} bytes and the backup was made of sectors of "
+            f"{part.disk.sector_size}: its partition table and file systems would not work; nothing was written"
+        )
+
+
+def restore(
+    repository: Repository,
+    part: Part,
+    sink: Sink,
+    options: RestoreOptions,
+    job: Job,
+    *,
+    target: Source | None = None,
+) -> RestoreResult:
+    """Write ``part`` to the start of ``sink`` and flush it.
+
+    ``target`` reads what the sink writes to; ``delta`` needs it.  Raises Refused before the first write where the
+    target does not fit, MissingChunk or CorruptChunk where the image is damaged.
+    """
+    check_target(part, sink)
+    job.begin("restoring", part.length)
+    worker = _Worker(repository, sink, options, target if options.delta else None)
+    workers = options.workers or len(os.sched_getaffinity(0))
+    if sink.traits.ordered:
+        workers = 1
+    result = RestoreResult(disk_bytes=part.length)
+    done = 0
+    for written, kept, zeroed, end in map_ordered(worker, _batches(repository, part), workers=workers):
+        result.written_bytes += written
+        result.kept_bytes += kept
+        result.zeroed_bytes += zeroed
+        job.advance(end - done)
+        done = end
+    if options.move_backup_table and part.length == part.disk.size and sink.size > part.length:
+        result.table_moved = _move_backup_table(repository, part, sink)
+    job.begin("flushing")
+    sink.flush()
+    return result
+
+
+def _move_backup_table(repository: Repository, part: Part, sink: Sink) -> bool:
+    from ferrotype.repository.source import SnapshotSource
+
+    writes = moved_backup(SnapshotSource(repository, part.disk), sink.size, part.disk.sector_size)
+    for offset, data in writes:
+        sink.write(offset, memoryview(data))
+    return bool(writes)
+
+
+# ---------------------------------------------------------------------- what goes where
+
+
+@dataclass(frozen=True, slots=True)
+class _Zeros:
+    target: int
+    length: int
+
+
+def _batches(repository: Repository, part: Part) -> Iterator[list[_Piece] | _Zeros]:
+    """All of the part, ascending: runs of chunks of about ``_BATCH`` bytes, and the zeros between."""
+    at = part.start
+    batch: list[_Piece] = []
+    size = 0
+    for piece in _pieces(repository, part):
+        start = part.start + piece.target
+        if batch and (start > at or size >= _BATCH):
+            yield batch
+            batch, size = [], 0
+        if start > at:
+            yield _Zeros(at - part.start, start - at)
+        batch.append(piece)
+        size += piece.length
+        at = start + piece.length
+    if batch:
+        yield batch
+    end = part.start + part.length
+    if at < end:
+        yield _Zeros(at - part.start, end - at)
+
+
+def _pieces(repository: Repository, part: Part) -> Iterator[_Piece]:
+    """Every stored chunk of the part, ascending by target."""
+    end = part.start + part.length
+    for region in part.disk.regions:
+        low, high = max(region.start, part.start), min(region.start + region.length, end)
+        if low < high:
+            yield from _region_pieces(repository, part, region, low, high)
+
+
+def _region_pieces(repository: Repository, part: Part, region: Region, low: int, high: int) -> Iterator[_Piece]:
+    size = part.disk.chunk_size
+    first, last = (low - region.start) // size, -(-(high - region.start) // size)
+    for cells, ids in _gathered(repository, part.disk, region, first, last):
+        packs, offsets, lengths, names = repository.locate_many(ids)
+        columns = (cells.tolist(), packs.tolist(), offsets.tolist(), lengths.tolist())
+        for i, (cell, pack, offset, length) in enumerate(zip(*columns, strict=True)):
+            chunk_id = ChunkId(ids[i].tobytes())
+            if pack < 0:
+                raise MissingChunk(chunk_id)
+            start = region.start + cell * size
+            from_, to = max(start, low), min(start + size, high)
+            yield _Piece(chunk_id, from_ - part.start, to - from_, from_ - start, names[pack], offset, length)
+
+
+def _gathered(
+    repository: Repository, disk: DiskRecord, region: Region, first: int, last: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.void]]]:
+    """Cells that are not zero, and their ids, many pages at a time."""
+    cells: list[NDArray[np.int64]] = []
+    ids: list[NDArray[np.void]] = []
+    for cell, page in repository.map(disk, region).pages(first, last - first):
+        used = np.flatnonzero(page != np.void(ZERO_ID))
+        cells.append(used + cell)
+        ids.append(page[used])
+        if len(cells) >= _LOOKUP:
+            yield np.concatenate(cells), np.concatenate(ids)
+            cells, ids = [], []
+    if cells:
+        yield np.concatenate(cells), np.concatenate(ids)
+
+
+# ---------------------------------------------------------------------- doing it
+
+
+class _Worker:
+    """Restores batches; called from many threads.  Returns (written, kept, zeroed, end of the batch)."""
+
+    def __init__(self, repository: Repository, sink: Sink, options: RestoreOptions, target: Source | None) -> None:
+        self._repository = repository
+        self._sealer = repository.sealer
+        self._sink = sink
+        self._many = cast("ManySink | None", sink if hasattr(sink, "write_many") else None)
+        self._leave_zeros = options.no_blank or sink.traits.blank
+        self._target = target
+        self._local = threading.local()
+
+    def __call__(self, batch: list[_Piece] | _Zeros) -> tuple[int, int, int, int]:
+        if isinstance(batch, _Zeros):
+            return self._zeros(batch)
+        wanted, kept = (batch, 0) if self._target is None else self._differing(self._target, batch)
+        written = 0
+        for run in _adjacent(wanted):
+            self._write(run[0].target, list(self._plain(run)))
+            written += sum(piece.length for piece in run)
+        return written, kept, 0, batch[-1].target + batch[-1].length
+
+    def _zeros(self, zeros: _Zeros) -> tuple[int, int, int, int]:
+        end = zeros.target + zeros.length
+        if self._leave_zeros:
+            return 0, 0, 0, end
+        if self._target is None:
+            self._sink.write_zeros(zeros.target, zeros.length)
+            return 0, 0, zeros.length, end
+        zeroed = 0
+        for at in range(zeros.target, end, _BATCH):
+            length = min(_BATCH, end - at)
+            if not self._is_zero(self._target, at, length):
+                self._sink.write_zeros(at, length)
+                zeroed += length
+        return 0, zeros.length - zeroed, zeroed, end
+
+    def _is_zero(self, target: Source, at: int, length: int) -> bool:
+        view = self._buffer(length)
+        target.read_into(at, view)
+        return not np.frombuffer(view, np.uint8).any()
+
+    def _differing(self, target: Source, batch: list[_Piece]) -> tuple[list[_Piece], int]:
+        """The pieces the target does not hold yet, and the bytes of the others."""
+        start, end = batch[0].target, batch[-1].target + batch[-1].length
+        view = self._buffer(end - start)
+        target.read_into(start, view)
+        wanted = []
+        for piece in batch:
+            content = view[piece.target - start : piece.target - start + piece.length]
+            if piece.skip or self._sealer.id_of(content) != piece.chunk_id:
+                wanted.append(piece)
+        return wanted, (end - start) - sum(piece.length for piece in wanted)
+
+    def _plain(self, run: list[_Piece]) -> Iterator[bytes]:
+        """Proven plaintexts of a run of pieces, read from the image in as few calls as makes sense."""
+        at = 0
+        while at < len(run):
+            stop = at + 1
+            while stop < len(run) and _follows(run[stop - 1], run[stop]):
+                stop += 1
+            base = run[at].offset
+            data = memoryview(self._repository.store.get(run[at].pack, base, run[stop - 1].offset + run[stop - 1].stored - base))
+            for piece in run[at:stop]:
+                frame = data[piece.offset - base : piece.offset - base + piece.stored]
+                plain = self._sealer.unseal(piece.chunk_id, frame)
+                exact = piece.skip == 0 and len(plain) == piece.length
+                yield plain if exact else plain[piece.skip : piece.skip + piece.length]
+            at = stop
+
+    def _write(self, offset: int, parts: list[bytes]) -> None:
+        if self._many is not None:
+            self._many.write_many(offset, parts)
+            return
+        for part in parts:
+            self._sink.write(offset, memoryview(part))
+            offset += len(part)
+
+    def _buffer(self, length: int) -> memoryview:
+        buffer: memoryview | None = getattr(self._local, "buffer", None)
+        if buffer is None or len(buffer) < length:
+            buffer = self._local.buffer = aligned_buffer(length)
+        return buffer[:length]
+
+
+def _adjacent(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
+    """Runs of pieces that follow each other on the target."""
+    run: list[_Piece] = []
+    for piece in pieces:
+        if run and run[-1].target + run[-1].length != piece.target:
+            yield run
+            run = []
+        run.append(piece)
+    if run:
+        yield run
+
+
+def _follows(left: _Piece, right: _Piece) -> bool:
+    """Whether reading on from ``left`` soon comes to ``right``."""
+    return left.pack == right.pack and 0 <= right.offset - (left.offset + left.stored) <= _GAP
+

@@ -1,0 +1,175 @@
+"""What is on a disk: its partition table, its volumes, and which of its bytes are known without reading them.
+
+A survey never fails on content.  What cannot be understood is kept whole, and said so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ferrotype.block import Source
+from ferrotype.block.views import Slice
+from ferrotype.errors import FormatError, ReadError
+from ferrotype.extents import ExtentMap, State, merge
+from ferrotype.filesystems.registry import Identified, identify
+from ferrotype.units import format_size
+from ferrotype.volumes import Partition, Table
+from ferrotype.volumes.scan import scan
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A partition, or a whole disk without a table, and what it holds."""
+
+    index: int  # partition number; 0: the disk has no table and is one volume
+    start: int  # bytes
+    size: int
+    type: str | None  # of the table's entry
+    label: str | None  # the file system's, else the partition's
+    partition_label: str | None
+    uuid: str | None  # the file system's
+    filesystem: str | None  # blkid's name
+    block_size: int | None  # bytes of the file system's allocation unit
+    used_bytes: int | None
+    clean: bool | None
+    note: str | None = None  # why the volume is kept whole, where it is
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "index": self.index,
+            "start": self.start,
+            "size": self.size,
+            "type": self.type,
+            "label": self.label,
+            "partition_label": self.partition_label,
+            "uuid": self.uuid,
+            "filesystem": self.filesystem,
+            "block_size": self.block_size,
+            "used_bytes": self.used_bytes,
+            "clean": self.clean,
+        }
+
+    @property
+    def title(self) -> str:
+        """How messages call it."""
+        what = f"partition {self.index}" if self.index else "the volume"
+        return f"{what} ({self.label})" if self.label else what
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """A surveyed disk."""
+
+    size: int
+    sector_size: int
+    table: Table | None
+    volumes: tuple[Volume, ...]
+    extents: ExtentMap  # of the whole disk: ZERO and HOLE as the source knows, FREE as the file systems say
+    warnings: tuple[str, ...]
+
+    @property
+    def regions(self) -> tuple[tuple[int, int], ...]:
+        """(start, length) of the stretches with a chunk grid of their own: each volume, and what lies between."""
+        out = []
+        at = 0
+        for volume in self.volumes:
+            if volume.start > at:
+                out.append((at, volume.start - at))
+            out.append((volume.start, volume.size))
+            at = volume.start + volume.size
+        if at < self.size:
+            out.append((at, self.size - at))
+        return tuple(out)
+
+
+def survey(
+    source: Source, *, sector_size: int | None = None, exclude_swap_files: bool = False, allocation: bool = True
+) -> Survey:
+    """Look at a disk.  ``allocation=False`` leaves out the extents, for callers that need the layout only."""
+    warnings: list[str] = []
+    table = None
+    try:
+        table = scan(source, sector_size=sector_size)
+    except (FormatError, ReadError) as error:
+        warnings.append(f"the partition table cannot be read, so the whole disk is kept: {error}")
+    if table is not None:
+        warnings += table.warnings
+    known = source.extents(0, source.size) if allocation else ExtentMap.uniform(0, source.size)
+    volumes, maps, at = [], [], 0
+    for partition in table.partitions if table else (Partition(0, 0, source.size, ""),):
+        volume, free, notes = _volume(source, partition, exclude_swap_files, allocation)
+        volumes.append(volume)
+        warnings += notes
+        maps += [ExtentMap.uniform(at, partition.start - at), free]
+        at = partition.end
+    maps.append(ExtentMap.uniform(at, source.size - at))
+    extents = merge(known, ExtentMap.concat([m for m in maps if m.length])) if source.size else known
+    return Survey(
+        source.size,
+        sector_size or (table.sector_size if table else source.traits.sector_size),
+        table,
+        tuple(volumes),
+        extents,
+        tuple(warnings),
+    )
+
+
+def _volume(
+    source: Source, partition: Partition, exclude_swap_files: bool, allocation: bool
+) -> tuple[Volume, ExtentMap, list[str]]:
+    """One volume, its map in offsets of the disk, and what to tell the user."""
+    whole = ExtentMap.uniform(partition.start, partition.size)
+    volume = Volume(
+        partition.index, partition.start, partition.size, partition.type or None, partition.label, partition.label,
+        None, None, None, None, None,
+    )  # fmt: skip
+    view = Slice(source, partition.start, partition.size)
+    try:
+        found = identify(view)
+    except ReadError as error:
+        return replace(volume, note=str(error)), whole, [f"{volume.title} is kept whole: {error}"]
+    if found is None:
+        return volume, whole, [] if _blank(view) else [f"{volume.title} holds nothing known and is kept whole"]
+    volume = replace(volume, filesystem=found.kind, label=found.label or volume.label, uuid=found.uuid)
+    if found.filesystem is None:
+        note = found.problem or "ferrotype has no allocation map for it"
+        return replace(volume, note=note), whole, [f"{volume.title}, {found.kind}, is kept whole: {note}"]
+    facts = found.filesystem.facts
+    volume = replace(volume, block_size=facts.block_size, clean=facts.unclean is None)
+    if not allocation:
+        return volume, whole, []
+    return _mapped(volume, found, view, exclude_swap_files)
+
+
+def _mapped(
+    volume: Volume, found: Identified, view: Source, exclude_swap_files: bool
+) -> tuple[Volume, ExtentMap, list[str]]:
+    whole = ExtentMap.uniform(volume.start, volume.size)
+    filesystem = found.filesystem
+    if filesystem is None:
+        return volume, whole, []
+    unclean = filesystem.facts.unclean
+    try:
+        free = filesystem.allocation()
+        used = free.clip(0, min(filesystem.facts.size, view.size))
+        volume = replace(volume, used_bytes=used.length - used.total(State.FREE))
+        if exclude_swap_files and not unclean:
+            swap = filesystem.swap_files()
+            free = merge(free, swap)
+            if left_out := swap.total(State.FREE):
+                note = f"{volume.title}: {format_size(left_out)} of paging and hibernation files are left out"
+                return volume, free.shift(volume.start), [note]
+    except (FormatError, ReadError) as error:
+        volume = replace(volume, note=str(error), clean=False)
+        return volume, whole, [f"{volume.title}, {found.kind}, is damaged and kept whole: {error}"]
+    if unclean:
+        return replace(volume, note=unclean), whole, [f"{volume.title}, {found.kind}, is kept whole: {unclean}"]
+    return volume, free.shift(volume.start), []
+
+
+def _blank(view: Source) -> bool:
+    """Whether nothing at all is known to be there."""
+    known = view.extents(0, view.size)
+    return bool(np.all(known.states & np.uint8(State.ZERO)))

@@ -1,0 +1,69 @@
+"""Where a restore may write: opening targets, and refusing those that would harm something."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ferrotype.block import Sink, Source
+from ferrotype.block.device import DeviceSink, open_source
+from ferrotype.block.file import FileSink
+from ferrotype.block.inventory import lies_on, same_storage, uses
+from ferrotype.errors import Refused
+from ferrotype.units import format_size
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An opened target; ``source`` reads it back, where it held something before."""
+
+    sink: Sink
+    source: Source | None
+
+
+def refuse_harm(target: Path, images: Sequence[Path], *, force: bool) -> None:
+    """Raise Refused where writing to ``target`` would harm something; ``images`` are the files read meanwhile.
+
+    ``force`` allows overwriting a disk or a file, and nothing else.
+    """
+    for image in images:
+        if same_storage(target, image):
+            raise Refused(f"{target} is what is being restored from; nothing was written")
+    if target.is_block_device():
+        for image in images:
+            if lies_on(image, target):
+                raise Refused(f"{target} holds {image}, which is being restored from; nothing was written")
+        if reasons := uses(target):
+            raise Refused(f"{target} is in use: {'; '.join(reasons)}; nothing was written")
+    if target.exists() and not force:
+        raise Refused(f"{target} exists and would be overwritten; say --force if that is meant")
+
+
+@contextmanager
+def open_target(path: Path, size: int, sector_size: int, *, in_place: bool) -> Iterator[Target]:
+    """A device or an existing file in place, or a new file that takes its name when the block ends well."""
+    if path.is_block_device():
+        device = DeviceSink(path)
+        source = open_source(path)
+        try:
+            yield Target(device, source)
+            device.reread_partitions()
+        finally:
+            source.close()
+            device.close()
+        return
+    if in_place and path.exists():
+        with FileSink.open_existing(path, sector_size) as file:
+            if file.size < size:
+                raise Refused(f"{path} has {format_size(file.size)}, {format_size(size)} are needed; nothing was written")
+            reader = open_source(path, sector_size=sector_size)
+            try:
+                yield Target(file, reader)
+            finally:
+                reader.close()
+        return
+    with FileSink.create(path, size, sector_size, replace=path.exists()) as fresh:
+        yield Target(fresh, None)
+        fresh.commit()
