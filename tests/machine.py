@@ -45,8 +45,9 @@ def run(*argv: str | Path, text_in: str | None = None, ok: tuple[int, ...] = (0,
         check=False,
         **kwargs,
     )
-    assert done.returncode in ok, f"{argv}: exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-    return done.stdout
+    out = str(done.stdout)
+    assert done.returncode in ok, f"{argv}: exit {done.returncode}\n{out[-2000:]}\n{done.stderr[-2000:]}"
+    return out
 
 
 def _retry(action: Callable[[], bool], what: str, seconds: float = 20) -> None:

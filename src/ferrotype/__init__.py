@@ -1,1 +1,24 @@
-"""ferrotype: disk imaging."""
+"""ferrotype: whole disks into one portable, compressed, deduplicated, encrypted, incremental file, and back.
+
+The names below are the public interface; ``ferrotype.api`` documents them.  They are loaded when they are first used,
+so importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ferrotype.version import VERSION as __version__
+
+if TYPE_CHECKING:
+    from ferrotype.api import backup, checksum, info, list_snapshots, open_disk, restore, verify
+
+__all__ = ["__version__", "backup", "checksum", "info", "list_snapshots", "open_disk", "restore", "verify"]
+
+
+def __getattr__(name: str) -> object:
+    if name in __all__:
+        from ferrotype import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'ferrotype' has no attribute {name!r}")

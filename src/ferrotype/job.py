@@ -32,7 +32,7 @@ class NullJob:
     notes: list[str] = field(default_factory=list)
     stop: bool = False
 
-    def begin(self, phase: str, total: int | None = None, /) -> None:
+    def begin(self, phase: str, total: int | None = None, /) -> None:  # noqa: ARG002  the protocol's signature
         self.advance(0)
 
     def advance(self, count: int, /) -> None:  # noqa: ARG002  the protocol's signature

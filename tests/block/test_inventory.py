@@ -31,7 +31,8 @@ def image(tmp_path: Path) -> Path:
 def partitioned(image: Path) -> Iterator[tuple[Path, Path, Path]]:
     """A loop device with two partitions, ext4 on the first: the disk and its partitions."""
     need("partx", "sfdisk", "mkfs.ext4")
-    run("sfdisk", "-q", "--no-reread", "--no-tell-kernel", image, text_in="label: gpt\nstart=1MiB,size=32MiB\nstart=34MiB,size=8MiB\n")
+    table = "label: gpt\nstart=1MiB,size=32MiB\nstart=34MiB,size=8MiB\n"
+    run("sfdisk", "-q", "--no-reread", "--no-tell-kernel", image, text_in=table)
     with loop(image) as disk:
         run("partx", "-a", disk)
         try:
@@ -76,7 +77,7 @@ def test_a_loop_device_is_listed_while_attached(image: Path, sector_size: int) -
         assert disk is not None
         assert (disk.size, disk.sector_size, disk.read_only) == (48 * MiB, sector_size, True)
         assert disk.backing_file == str(image)
-        assert disk.partitions == disk.mounts == disk.holders == ()
+        assert (disk.partitions, disk.mounts, disk.holders) == ((), (), ())
     assert listed(device) is None
 
 
@@ -121,12 +122,12 @@ def test_a_mounted_partition_keeps_its_disk(image: Path, tmp_path: Path) -> None
 def test_a_mount_of_the_whole_disk_keeps_its_partitions(image: Path, tmp_path: Path) -> None:
     run("mkfs.ext4", "-q", image)
     with loop(image) as disk:
-        run("addpart", disk, 1, 2048, 4096)
+        run("addpart", disk, "1", "2048", "4096")
         try:
             with mounted(disk, "ext4", tmp_path / "mnt"):
                 assert uses(f"{disk}p1") == (f"{disk} is mounted at {tmp_path / 'mnt'}",)
         finally:
-            run("delpart", disk, 1)
+            run("delpart", disk, "1")
 
 
 def test_a_loop_device_over_a_device(image: Path, tmp_path: Path) -> None:
@@ -210,7 +211,8 @@ def test_a_file_on_a_loop_on_a_loop(tmp_path: Path) -> None:
             assert lies_on(where / "f", above)
             assert lies_on(where / "f", below)
             assert lies_on(inner, below)
-            assert not lies_on(inner, above)
+            assert lies_on(inner, above)  # all of it: it is what the device is
+            assert not lies_on(outer, above)
             assert lies_on(above, below)
             assert lies_on(where / "f", inner)
             assert not same_storage(above, below)
@@ -300,6 +302,9 @@ def test_same_storage(image: Path, tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- what this machine may not have
 
 
+VPD_80 = "\0\x80\0\x08  S3R1AL"  # a unit serial number page: its header, and 8 bytes
+
+
 @pytest.fixture
 def feigned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine with LVM: vg-root on sda2 and sdb, vg-home on sdb, md127 on sdc1; md127 has a partition.
@@ -308,7 +313,7 @@ def feigned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """
     sys, dev = tmp_path / "sys", tmp_path / "dev"
     for name, number, size, extra in [
-        ("sda", "240:0", 100, {"device/model": "FAKE DISK  ", "device/vpd_pg80": "\0\x80\0\x08  S3R1AL ", "removable": "1"}),
+        ("sda", "240:0", 100, {"device/model": "FAKE DISK  ", "device/vpd_pg80": VPD_80, "removable": "1"}),
         ("sda/sda1", "240:1", 10, {"partition": "1", "start": "2048"}),
         ("sda/sda2", "240:2", 80, {"partition": "2", "start": str(11 * GiB // 512)}),
         ("sda/sda10", "240:10", 1, {"partition": "10", "start": str(95 * GiB // 512)}),
@@ -326,10 +331,14 @@ def feigned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ]:
         folder = sys / "devices" / name
         leaf = name.rpartition("/")[2]
-        facts = {"dev": number, "size": str(size * GiB // 512), "uevent": f"MAJOR=1\nDEVNAME={leaf.replace('!', '/')}"}
+        facts = {
+            "dev": number,
+            "size": str(size * GiB // 512),
+            "uevent": f"MAJOR=1\nDEVNAME={leaf.replace('!', '/')}",
+        }
         for key, value in (facts | extra).items():
             (folder / key).parent.mkdir(parents=True, exist_ok=True)
-            (folder / key).write_text(value + "\n" if key != "device/vpd_pg80" else value)
+            (folder / key).write_bytes(f"{value}\n".encode("latin-1"))
         links = [sys / "dev" / "block" / number] + ([] if "/" in name else [sys / "block" / name])
         for link in links:
             link.parent.mkdir(parents=True, exist_ok=True)
@@ -339,9 +348,9 @@ def feigned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         node.parent.mkdir(parents=True, exist_ok=True)
         os.mknod(node, stat.S_IFBLK | 0o600, os.makedev(major, minor))
     for upper, lower in [("dm-0", "sda/sda2"), ("dm-0", "sdb"), ("dm-1", "sdb"), ("md127", "sdc/sdc1")]:
-        for folder, link in [(f"{upper}/slaves", lower), (f"{lower}/holders", upper)]:
-            (sys / "devices" / folder).mkdir(exist_ok=True)
-            (sys / "devices" / folder / link.rpartition("/")[2]).symlink_to(sys / "devices" / link)
+        for links_in, other in [(f"{upper}/slaves", lower), (f"{lower}/holders", upper)]:
+            (sys / "devices" / links_in).mkdir(exist_ok=True)
+            (sys / "devices" / links_in / other.rpartition("/")[2]).symlink_to(sys / "devices" / other)
     proc = tmp_path / "proc"
     (proc / "self").mkdir(parents=True)
     (proc / "self" / "mountinfo").write_text(
@@ -396,7 +405,12 @@ def test_uses_on_a_feigned_machine(feigned: Path) -> None:
 def test_same_storage_through_the_device_mapper(feigned: Path) -> None:
     dev = feigned
     for one, other in [
-        ("dm-0", "sda2"), ("dm-0", "sda"), ("dm-0", "sdb"), ("dm-1", "sdb"), ("md127p1", "sdc1"), ("md127", "sdc"),
+        ("dm-0", "sda2"),
+        ("dm-0", "sda"),
+        ("dm-0", "sdb"),
+        ("dm-1", "sdb"),
+        ("md127p1", "sdc1"),
+        ("md127", "sdc"),
     ]:
         assert same_storage(dev / one, dev / other), (one, other)
         assert same_storage(dev / other, dev / one), (one, other)

@@ -204,7 +204,7 @@ def test_flags_make_it_unclean_without_breaking_the_checksum(pristine: bytes) ->
     assert "media" in str(volume.open().facts.unclean)
 
 
-def test_chains_that_lead_nowhere_are_refused(pristine: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chains_that_lead_nowhere_are_refused(pristine: bytes) -> None:
     volume = Patched(pristine)
     first = struct.unpack_from("<I", volume.data, volume.entry(0x81) + 20)[0]
     for following in (0, 1, volume.clusters + 2, 0xFFFFFFF7):
@@ -284,7 +284,13 @@ def test_flipped_bytes_raise_only_what_is_promised(pristine: bytes) -> None:
 
 # ---------------------------------------------------------------------- images made by other software
 
-ENTRIES = [e for e in corpus() if e["format"] == "raw" and any(t["value"].get("TYPE") == "exfat" for t in e["truth"])]
+ENTRIES = [
+    e
+    for e in corpus()
+    if e["format"] == "raw"
+    and e["decompressed_size"] <= 200 * MiB  # unpacking takes longer than the tests
+    and any(t["value"].get("TYPE") == "exfat" for t in e["truth"])
+]
 SLACK_FREED = {"ul-exfat": "partclone frees the sectors behind the last cluster"}
 REFUSED = {"exfat-bad-bitmap-size": "the allocation bitmap has", "exfat-bad-root": "a chain leads to"}
 

@@ -347,7 +347,7 @@ def test_no_flipped_byte_frees_anything(
         ("descriptors", list(descriptors)),
         ("bitmaps", [at for bitmap in bitmaps for at in bitmap]),
     ):
-        for at in places if name != "bitmaps" else rng.sample(places, 300):
+        for at in rng.sample(places, min(len(places), 300)):
             flip = rng.randrange(1, 256)
             disk.data[at] ^= flip
             tried += 1
@@ -426,7 +426,7 @@ def test_made_up_superblocks_cost_little(options: tuple[str, ...], tmp_path: Pat
     rng = random.Random(11)
     numbers = [(0, 4), (4, 4), *((at, 4) for at in range(0x14, 0x2C, 4)), (0x4C, 4), (0x58, 2), (0x5C, 4), (0x60, 4)]
     numbers += [(0x64, 4), (0xCE, 2), (0xFE, 2), (0x104, 4), (0x150, 4), (0x174, 1), (0x24C, 4), (0x250, 4)]
-    for _ in range(250):
+    for _ in range(120):
         data = bytearray(intact)
         for at, width in rng.sample(numbers, rng.choice((1, 1, 2, 3))):
             top = (1 << 8 * width) - 1

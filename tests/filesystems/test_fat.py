@@ -333,7 +333,13 @@ def test_flipped_bytes_raise_only_what_is_promised(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------------- images made by other software
 
-ENTRIES = [e for e in corpus() if e["format"] == "raw" and any(t["value"].get("TYPE") == "vfat" for t in e["truth"])]
+ENTRIES = [
+    e
+    for e in corpus()
+    if e["format"] == "raw"
+    and (e["decompressed_size"] <= 200 << 20 or claimed(e))  # unpacking takes longer than the tests
+    and any(t["value"].get("TYPE") == "vfat" for t in e["truth"])
+]
 
 # What is behind the last whole cluster is kept here and called free there.
 SLACK_FREED = {"cryptsetup-img-fs-vfat": "sleuthkit frees the sector behind the last cluster"}

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ferrotype.block import Source, read
 from ferrotype.block.memory import MemoryDisk
 from ferrotype.errors import ReadError
 from ferrotype.extents import State
@@ -190,11 +191,20 @@ class Failing(MemoryDisk):
 
 
 def test_what_cannot_be_read_is_no_reason_to_fail(tmp_path: Path) -> None:
-    disk = Failing(volume(tmp_path, "mkfs.vfat", "-F16"))
+    disk = Failing(volume(tmp_path, "mkfs.vfat", "-F16", "-a", "-R16"))
     disk.limit = 12 * MiB
     found = identify(disk)
     assert found is not None
     assert found.filesystem is not None
+    disk.limit = 200 * KiB
+    found = identify(disk)
+    assert found is not None
+    assert (found.kind, found.uuid is None) == ("vfat", False)
+    disk.limit = 8 * KiB  # where the FAT begins
+    found = identify(disk)
+    assert found is not None
+    assert (found.kind, found.filesystem) == ("vfat", None)
+    assert "it is broken" in str(found.problem)
     disk.limit = 0
     assert identify(disk) is None
 
@@ -235,8 +245,8 @@ class PlugIn:
     """A file system that someone else wrote: swap behind another name."""
 
     @staticmethod
-    def probe(source: MemoryDisk) -> bool:
-        return source.data[:4] == b"MINE"
+    def probe(source: Source) -> bool:
+        return read(source, 0, 4) == b"MINE"
 
     @staticmethod
     def open(_: MemoryDisk) -> object:

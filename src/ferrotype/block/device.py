@@ -25,11 +25,12 @@ from typing import Final, NoReturn, Self
 
 import numpy as np
 
-from ferrotype.block import Source, Traits, inventory, linux
+from ferrotype import linux
+from ferrotype.block import Source, Traits, inventory
 from ferrotype.block.file import FileSource, check_read, check_write, read_fully, why, write_fully
-from ferrotype.block.linux import aligned_buffer
 from ferrotype.errors import DeviceError, ReadError, Refused, UsageError, WriteError
 from ferrotype.extents import ExtentMap
+from ferrotype.linux import aligned_buffer
 from ferrotype.units import GiB, KiB, MiB
 
 __all__ = ["DeviceSink", "DeviceSource", "aligned_buffer", "open_source"]

@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Self
 
-from ferrotype.block import Traits, linux
+from ferrotype import linux
+from ferrotype.block import Traits
 from ferrotype.errors import DeviceError, ReadError, Refused, UsageError, WriteError
 from ferrotype.extents import ExtentMap, State
 from ferrotype.units import KiB, MiB

@@ -8,7 +8,7 @@ Every block device and file comes down to ranges of a root, through partitions a
 and rests on more: a file root on the devices of its file system, a device-mapper or md device on its slaves.
 
     same_storage    ranges of one meet ranges of the other, or of what the other rests on
-    lies_on         what the file rests on meets the device
+    lies_on         what the file is or rests on meets the device
     uses            what is mounted, swapped to or held among the devices that meet the path
 """
 
@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from ferrotype.block import linux, sysfs
+from ferrotype import linux
+from ferrotype.block import sysfs
 
 __all__ = ["Disk", "Partition", "disks", "lies_on", "same_storage", "uses"]
 
@@ -247,22 +248,38 @@ def uses(path: str | os.PathLike[str]) -> tuple[str, ...]:
     if target is None:
         return ()
     itself = sysfs.rdev(path)
+    below = _below(itself)
     reasons = []
     for number, folder in sysfs.devices():
         if _device_range(number).meets(target):
             title = sysfs.title(folder)
-            if number != itself and (folder / "loop" / "backing_file").exists():
+            if number not in below and (folder / "loop" / "backing_file").exists():
                 reasons.append(f"{title} is attached to it as a loop device")
             holders = folder / "holders"
             reasons += [f"{title} is part of {sysfs.title(holders / name)}" for name in sysfs.names(holders)]
     for mount in sysfs.mounts():
-        if _meet([below for one in _mount_ranges(mount) for below in _made_of(one)], [target]):
+        if _meet([part for one in _mount_ranges(mount) for part in _made_of(one)], [target]):
             device = sysfs.folder_of(mount.device)
             reasons.append(f"{sysfs.title(device) if device else mount.source} is mounted at {mount.where}")
     reasons += [f"{swap} is used as swap space" for swap in sysfs.swaps() if _swaps_to(swap, target)]
     if not reasons and itself is not None and _is_held(path):
         reasons.append(f"{path} is held by another program")
     return tuple(dict.fromkeys(reasons))
+
+
+def _below(device: sysfs.Number | None) -> list[sysfs.Number]:
+    """The device, and those it is a range of: a partition's disk, the device a loop device is attached to."""
+    found: list[sysfs.Number] = []
+    while device is not None and device not in found:
+        found.append(device)
+        folder = sysfs.folder_of(device)
+        if folder is None:
+            break
+        if (folder / "partition").exists():
+            device = sysfs.number_of(folder.parent)
+        else:
+            device = sysfs.rdev(sysfs.text(folder / "loop" / "backing_file") or "")
+    return found
 
 
 def _swaps_to(swap: str, target: _Range) -> bool:
@@ -347,7 +364,7 @@ def _serial(folder: Path) -> str | None:
         page = (folder / "device" / "vpd_pg80").read_bytes()
     except OSError:
         return None
-    return page[4:].decode("ascii", "replace").strip("\0 ") or None
+    return page[4:].decode("ascii", "replace").strip("\0").strip() or None
 
 
 def _word(attribute: Path) -> str | None:

@@ -1,1 +1,69 @@
-""""""
+"""The command line: one module a verb.
+
+A verb's module is imported only when the verb is used, so ``ferrotype --help`` stays quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Final
+
+import click
+
+from ferrotype.version import VERSION
+
+VERBS: Final[dict[str, str]] = {
+    "disks": "What can be imaged here: disks, partitions, what they hold.",
+    "info": "Format, size, partition table, volumes, used and free, a drawn map.",
+    "map": "The allocation map of a disk.",
+    "backup": "Image disks or partitions into IMAGE, new or existing.",
+    "list": "The snapshots of an image.",
+    "restore": "Write a disk or a partition back.",
+    "verify": "Prove that every stored byte is what was written.",
+    "checksum": "One content hash of a disk, the same wherever it is kept.",
+    "forget": "Drop snapshots, by rule or by name.",
+    "prune": "Give back the space of what no snapshot needs.",
+    "compact": "Make an image as small as it can be, in place.",
+    "key": "Passphrases and key files of an encrypted image.",
+}
+
+EPILOG: Final = """\b
+Exit codes: 0 done; 1 the answer is no; 2 wrong command; 3 refused; 4 damaged or unsupported input;
+5 wrong or missing key; 6 reading or writing failed; 7 locked; 8 done with warnings; 130 stopped."""
+
+
+class Verbs(click.Group):
+    """A group whose commands are modules of this package, imported when they are wanted."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in VERBS:
+            return None
+        module = importlib.import_module(f"ferrotype.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.group(
+    cls=Verbs, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+@click.version_option(VERSION, prog_name="ferrotype")
+def cli() -> None:
+    """Disk imaging: whole disks into one portable, compressed, deduplicated, encrypted, incremental file, and back.
+
+    \b
+    ferrotype backup /dev/sda laptop.ferro
+    ferrotype list laptop.ferro
+    ferrotype restore laptop.ferro /dev/sdb
+    """
+
+
+def main() -> None:
+    """Run the command line; ends the process with the exit code the interface promises."""
+    cli.main(prog_name="ferrotype")

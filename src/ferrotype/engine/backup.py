@@ -122,9 +122,7 @@ def prepare(
     return prepared
 
 
-def backup(
-    repository: Repository, sources: Sequence[NamedSource], options: BackupOptions, job: Job
-) -> Snapshot:
+def backup(repository: Repository, sources: Sequence[NamedSource], options: BackupOptions, job: Job) -> Snapshot:
     """Back up the sources into one new snapshot, and return it once it is durable.
 
     Raises Cancelled, DeviceError, WriteError ...; what was stored until then is kept for the next backup to use.
@@ -343,8 +341,9 @@ def _zero_cells(view: memoryview, size: int) -> list[bool]:
     """Which cells of ``size`` bytes are all zeros; the last one may be shorter."""
     whole = len(view) // size
     words = np.frombuffer(view[: whole * size], np.uint64).reshape(whole, size // 8)
-    zero = [not some for some in words[:, ::_SAMPLE].any(axis=1).tolist()]
-    for number in [n for n, likely in enumerate(zero) if likely]:
+    likely = np.logical_not(words[:, ::_SAMPLE].any(axis=1))
+    zero: list[bool] = likely.tolist()
+    for number in np.flatnonzero(likely).tolist():
         zero[number] = not bool(words[number].any())
     if len(view) % size:
         zero.append(bytes(view[whole * size :]).count(0) == len(view) % size)
@@ -360,4 +359,3 @@ def summary(snapshot: Snapshot) -> str:
     saved.append((s.new_bytes - s.stored_bytes, "compression"))
     told = [f"{format_size(size)} {what}" for size, what in saved if size > 0]
     return "; ".join(parts) + (f"; saved by {', '.join(told)}" if told else "")
-

@@ -60,7 +60,9 @@ class _Leaves:
     def wanted(self, leaves: int) -> _Ranges:
         """Numbers of the leaves that are not known to be zero, ascending."""
         starts, ends = self._extents.runs(State.ZERO, present=False)
-        return _Ranges([(s // LEAF, -(-e // LEAF)) for s, e in zip(starts.tolist(), ends.tolist(), strict=True)], leaves)
+        return _Ranges(
+            [(s // LEAF, -(-e // LEAF)) for s, e in zip(starts.tolist(), ends.tolist(), strict=True)], leaves
+        )
 
     def __call__(self, number: int) -> bytes:
         buffer: memoryview | None = getattr(self._local, "buffer", None)

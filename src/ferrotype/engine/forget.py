@@ -30,9 +30,7 @@ class KeepRules:
 
     @property
     def given(self) -> bool:
-        return bool(
-            self.last or self.hourly or self.daily or self.weekly or self.monthly or self.yearly or self.tags
-        )
+        return bool(self.last or self.hourly or self.daily or self.weekly or self.monthly or self.yearly or self.tags)
 
 
 @dataclass(frozen=True, slots=True)

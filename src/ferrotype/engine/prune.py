@@ -153,7 +153,9 @@ def _switch(repository: Repository, live: LiveKeys, plan: _Plan, job: Job) -> No
         segment.release()
         entries = entries[_is_live(live, entries)]
         stays = np.array([name not in gone for name in segment.packs], bool)
-        numbers = np.array([packs.setdefault(n, len(packs)) if n not in gone else 0 for n in segment.packs], np.uint32)
+        numbers = np.array(
+            [packs.setdefault(n, len(packs)) if n not in gone else 0 for n in segment.packs], np.uint32
+        )
         kept = entries[stays[entries["pack"]]].copy()
         kept["pack"] = numbers[kept["pack"]]
         parts.append(kept)

@@ -1,8 +1,8 @@
 """Disk references: one word list for devices, disk images and backups.
 
-    PATH                          a block device or a disk image
-    IMAGE::SNAPSHOT/DISK          a disk of a snapshot; without ``::`` the latest, without /DISK the only one
-    REF#PARTITION                 a partition of any of them, by number, label or UUID
+PATH                          a block device or a disk image
+IMAGE::SNAPSHOT/DISK          a disk of a snapshot; without ``::`` the latest, without /DISK the only one
+REF#PARTITION                 a partition of any of them, by number, label or UUID
 """
 
 from __future__ import annotations
@@ -91,9 +91,9 @@ class OpenDisk:
     @property
     def part(self) -> Part:
         """What to restore, of a disk in a backup.  Raises UsageError for anything else."""
-        if self.record is None:
+        if self.record is None or self.repository is None:
             raise UsageError(f"{self.reference.text} is not in a backup; restore reads .ferro images")
-        return Part(self.record, self.start, self.source.size)
+        return Part(self.repository, self.record, self.start, self.source.size)
 
 
 def open_image(path: Path, secret: SecretSource, *, writable: bool = False, level: int = 1) -> Repository:
@@ -160,7 +160,7 @@ def _raw(path: Path, source: Source, access: Access, job: Job) -> str:
     found = recognise(source)
     if found is not None and path.suffix.lower() in RAW_SUFFIXES:
         raise UsageError(
-            f"{path} is called a raw disk and its content looks like {found}; say --format raw if it is raw all the same"
+            f"{path} is named like a raw disk and its content looks like {found}; say --format raw if it is raw"
         )
     if found is not None:
         raise UnsupportedError(f"{path} is a {found} image, which this version does not read")
@@ -172,7 +172,9 @@ def _raw(path: Path, source: Source, access: Access, job: Job) -> str:
 def _narrowed(disk: OpenDisk) -> OpenDisk:
     if disk.reference.partition is None:
         return disk
-    volume = find_volume(survey(disk.source, sector_size=disk.sector_size, allocation=False), disk.reference.partition)
+    volume = find_volume(
+        survey(disk.source, sector_size=disk.sector_size, allocation=False), disk.reference.partition
+    )
     return OpenDisk(
         Slice(disk.source, volume.start, volume.size),
         disk.format,

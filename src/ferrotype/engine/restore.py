@@ -1,15 +1,16 @@
 """Restore: snapshot -> chunks in the order of the disk -> sink; zeros as the target allows.
 
-    for each stretch of the disk
-        known zeros      left alone on a blank target, else holes, discards or zeroing
-        chunks           located many at a time, read from the pack in long runs, proven, written in long runs
-        delta            the target is read and hashed first, and only what differs is written
+for each stretch of the disk
+    known zeros      left alone on a blank target, else holes, discards or zeroing
+    chunks           located many at a time, read from the pack in long runs, proven, written in long runs
+    delta            the target is read and hashed first, and only what differs is written
 """
 
 from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol, cast
@@ -54,17 +55,18 @@ class RestoreResult:
     """What was done, in bytes of the target."""
 
     disk_bytes: int = 0
-    data_bytes: int = 0  # of chunks
     written_bytes: int = 0
     zeroed_bytes: int = 0
     kept_bytes: int = 0  # already right on the target
     table_moved: bool = False
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
     """What is restored: a stretch of a disk of a snapshot, all of it or one partition."""
 
+    repository: Repository
     disk: DiskRecord
     start: int
     length: int
@@ -83,13 +85,18 @@ class _Piece:
     stored: int
 
 
-def check_target(part: Part, sink: Sink) -> None:
-    """Raises Refused where the target cannot take the part."""
-    if sink.size < part.length:
+def check_size(part: Part, size: int) -> None:
+    """Raises Refused where a target of ``size`` bytes is too small."""
+    if size < part.length:
         raise Refused(
-            f"the target has {format_size(sink.size)} ({sink.size} bytes), {format_size(part.length)} "
+            f"the target has {format_size(size)} ({size} bytes), {format_size(part.length)} "
             f"({part.length} bytes) are needed; nothing was written"
         )
+
+
+def check_target(part: Part, sink: Sink) -> None:
+    """Raises Refused where the target cannot take the part."""
+    check_size(part, sink.size)
     if sink.traits.sector_known and sink.traits.sector_size != part.disk.sector_size:
         raise Refused(
             f"the target has sectors of {sink.traits.sector_size} bytes and the backup was made of sectors of "
@@ -98,7 +105,6 @@ def check_target(part: Part, sink: Sink) -> None:
 
 
 def restore(
-    repository: Repository,
     part: Part,
     sink: Sink,
     options: RestoreOptions,
@@ -111,31 +117,33 @@ def restore(
     ``target`` reads what the sink writes to; ``delta`` needs it.  Raises Refused before the first write where the
     target does not fit, MissingChunk or CorruptChunk where the image is damaged.
     """
+    began = time.monotonic()
     check_target(part, sink)
     job.begin("restoring", part.length)
-    worker = _Worker(repository, sink, options, target if options.delta else None)
+    worker = _Worker(part.repository, sink, options, target if options.delta else None)
     workers = options.workers or len(os.sched_getaffinity(0))
     if sink.traits.ordered:
         workers = 1
     result = RestoreResult(disk_bytes=part.length)
     done = 0
-    for written, kept, zeroed, end in map_ordered(worker, _batches(repository, part), workers=workers):
+    for written, kept, zeroed, end in map_ordered(worker, _batches(part), workers=workers):
         result.written_bytes += written
         result.kept_bytes += kept
         result.zeroed_bytes += zeroed
         job.advance(end - done)
         done = end
     if options.move_backup_table and part.length == part.disk.size and sink.size > part.length:
-        result.table_moved = _move_backup_table(repository, part, sink)
+        result.table_moved = _move_backup_table(part, sink)
     job.begin("flushing")
     sink.flush()
+    result.seconds = time.monotonic() - began
     return result
 
 
-def _move_backup_table(repository: Repository, part: Part, sink: Sink) -> bool:
+def _move_backup_table(part: Part, sink: Sink) -> bool:
     from ferrotype.repository.source import SnapshotSource
 
-    writes = moved_backup(SnapshotSource(repository, part.disk), sink.size, part.disk.sector_size)
+    writes = moved_backup(SnapshotSource(part.repository, part.disk), sink.size, part.disk.sector_size)
     for offset, data in writes:
         sink.write(offset, memoryview(data))
     return bool(writes)
@@ -150,12 +158,12 @@ class _Zeros:
     length: int
 
 
-def _batches(repository: Repository, part: Part) -> Iterator[list[_Piece] | _Zeros]:
+def _batches(part: Part) -> Iterator[list[_Piece] | _Zeros]:
     """All of the part, ascending: runs of chunks of about ``_BATCH`` bytes, and the zeros between."""
     at = part.start
     batch: list[_Piece] = []
     size = 0
-    for piece in _pieces(repository, part):
+    for piece in _pieces(part):
         start = part.start + piece.target
         if batch and (start > at or size >= _BATCH):
             yield batch
@@ -172,20 +180,20 @@ def _batches(repository: Repository, part: Part) -> Iterator[list[_Piece] | _Zer
         yield _Zeros(at - part.start, end - at)
 
 
-def _pieces(repository: Repository, part: Part) -> Iterator[_Piece]:
+def _pieces(part: Part) -> Iterator[_Piece]:
     """Every stored chunk of the part, ascending by target."""
     end = part.start + part.length
     for region in part.disk.regions:
         low, high = max(region.start, part.start), min(region.start + region.length, end)
         if low < high:
-            yield from _region_pieces(repository, part, region, low, high)
+            yield from _region_pieces(part, region, low, high)
 
 
-def _region_pieces(repository: Repository, part: Part, region: Region, low: int, high: int) -> Iterator[_Piece]:
+def _region_pieces(part: Part, region: Region, low: int, high: int) -> Iterator[_Piece]:
     size = part.disk.chunk_size
     first, last = (low - region.start) // size, -(-(high - region.start) // size)
-    for cells, ids in _gathered(repository, part.disk, region, first, last):
-        packs, offsets, lengths, names = repository.locate_many(ids)
+    for cells, ids in _gathered(part.repository, part.disk, region, first, last):
+        packs, offsets, lengths, names = part.repository.locate_many(ids)
         columns = (cells.tolist(), packs.tolist(), offsets.tolist(), lengths.tolist())
         for i, (cell, pack, offset, length) in enumerate(zip(*columns, strict=True)):
             chunk_id = ChunkId(ids[i].tobytes())
@@ -278,7 +286,9 @@ class _Worker:
             while stop < len(run) and _follows(run[stop - 1], run[stop]):
                 stop += 1
             base = run[at].offset
-            data = memoryview(self._repository.store.get(run[at].pack, base, run[stop - 1].offset + run[stop - 1].stored - base))
+            data = memoryview(
+                self._repository.store.get(run[at].pack, base, run[stop - 1].offset + run[stop - 1].stored - base)
+            )
             for piece in run[at:stop]:
                 frame = data[piece.offset - base : piece.offset - base + piece.stored]
                 plain = self._sealer.unseal(piece.chunk_id, frame)
@@ -316,4 +326,3 @@ def _adjacent(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
 def _follows(left: _Piece, right: _Piece) -> bool:
     """Whether reading on from ``left`` soon comes to ``right``."""
     return left.pack == right.pack and 0 <= right.offset - (left.offset + left.stored) <= _GAP
-

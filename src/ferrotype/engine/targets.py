@@ -12,6 +12,7 @@ from ferrotype.block.device import DeviceSink, open_source
 from ferrotype.block.file import FileSink
 from ferrotype.block.inventory import lies_on, same_storage, uses
 from ferrotype.errors import Refused
+from ferrotype.objects.volumes import volume_path
 from ferrotype.units import format_size
 
 
@@ -23,10 +24,27 @@ class Target:
     source: Source | None
 
 
-def refuse_harm(target: Path, images: Sequence[Path], *, force: bool) -> None:
+def image_files(image: Path) -> list[Path]:
+    """All files an image is stored in."""
+    files = [image]
+    while (more := volume_path(image, len(files))).exists():
+        files.append(more)
+    return files
+
+
+def target_size(target: Path) -> int:
+    """Size in bytes of an existing device or file.  Raises UsageError where there is none."""
+    source = open_source(target)
+    try:
+        return source.size
+    finally:
+        source.close()
+
+
+def refuse_harm(target: Path, images: Sequence[Path]) -> None:
     """Raise Refused where writing to ``target`` would harm something; ``images`` are the files read meanwhile.
 
-    ``force`` allows overwriting a disk or a file, and nothing else.
+    No option allows what is refused here.
     """
     for image in images:
         if same_storage(target, image):
@@ -37,8 +55,6 @@ def refuse_harm(target: Path, images: Sequence[Path], *, force: bool) -> None:
                 raise Refused(f"{target} holds {image}, which is being restored from; nothing was written")
         if reasons := uses(target):
             raise Refused(f"{target} is in use: {'; '.join(reasons)}; nothing was written")
-    if target.exists() and not force:
-        raise Refused(f"{target} exists and would be overwritten; say --force if that is meant")
 
 
 @contextmanager
@@ -57,7 +73,9 @@ def open_target(path: Path, size: int, sector_size: int, *, in_place: bool) -> I
     if in_place and path.exists():
         with FileSink.open_existing(path, sector_size) as file:
             if file.size < size:
-                raise Refused(f"{path} has {format_size(file.size)}, {format_size(size)} are needed; nothing was written")
+                raise Refused(
+                    f"{path} has {format_size(file.size)}, {format_size(size)} are needed; nothing was written"
+                )
             reader = open_source(path, sector_size=sector_size)
             try:
                 yield Target(file, reader)

@@ -63,7 +63,7 @@ __all__ = ["Ext", "open", "probe"]
 Bytes = NDArray[np.uint8]
 Checksums = NDArray[np.uint32]
 
-WINDOW: Final = 8 * MiB  # of descriptors or bitmaps held at once
+WINDOW: Final = 16 * MiB  # of descriptors or bitmaps held at once
 
 
 # ---------------------------------------------------------------------- checksums, many rows at once

@@ -33,16 +33,12 @@ from ferrotype.units import KiB, MiB
 
 __all__ = ["Fat", "format_serial", "free_runs", "open", "probe"]
 
-_b3 = Annotated[bytes, "3s"]
-_b11 = Annotated[bytes, "11s"]
-_b12 = Annotated[bytes, "12s"]
-
 
 @record(endian="<", size=36)
 class BootSector(Record):
     """Boot sector and BPB, the part all three types share."""
 
-    BS_jmpBoot: _b3
+    BS_jmpBoot: Annotated[bytes, "3s"]
     BS_OEMName: b8
     BPB_BytsPerSec: u16
     BPB_SecPerClus: u8
@@ -66,7 +62,7 @@ class Extended(Record):
     BS_Reserved1: u8  # bit 0: not cleanly unmounted, bit 1: hard errors seen
     BS_BootSig: u8
     BS_VolID: u32
-    BS_VolLab: _b11
+    BS_VolLab: Annotated[bytes, "11s"]
     BS_FilSysType: b8
 
 
@@ -80,7 +76,7 @@ class Extended32(Record):
     BPB_RootClus: u32
     BPB_FSInfo: u16
     BPB_BkBootSec: u16
-    BPB_Reserved: _b12
+    BPB_Reserved: Annotated[bytes, "12s"]
 
 
 _DIRECTORY_ENTRY: Final = np.dtype(  # "FAT Directory Structure"
@@ -113,7 +109,7 @@ def format_serial(serial: int) -> str | None:
 
 
 def free_runs(windows: Iterable[tuple[NDArray[np.uint8], int]]) -> tuple[Offsets, Offsets]:
-    """Starts and ends of the runs of ones in a bitmap that comes in windows of (bytes, number of bits).
+    """Starts and ends of the runs of ones in a bitmap that comes in one or more windows of (bytes, number of bits).
 
     Raises UnsupportedError beyond two million runs, so that memory and time are bounded whatever the disk says.
     """
@@ -128,8 +124,6 @@ def free_runs(windows: Iterable[tuple[NDArray[np.uint8], int]]) -> tuple[Offsets
         count += len(first)
         if count > _MOST_RUNS:
             raise UnsupportedError(f"the free space is in more than {_MOST_RUNS} pieces")
-    if not starts:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
     return np.concatenate(starts), np.concatenate(ends)
 
 
@@ -312,7 +306,8 @@ class Fat:
                 entries = np.frombuffer(piece, _DIRECTORY_ENTRY, len(piece) // 32)
                 head = np.frombuffer(piece, np.uint8)[: len(entries) * 32 : 32]
                 ends = np.flatnonzero(head == 0)
-                entries, head = entries[: ends[0] if len(ends) else None], head[: ends[0] if len(ends) else None]
+                if len(ends):
+                    entries, head = entries[: ends[0]], head[: ends[0]]
                 attributes = entries["DIR_Attr"]
                 hits = np.flatnonzero(
                     (head != 0xE5)
@@ -347,9 +342,8 @@ class Fat:
 
     def allocation(self) -> ExtentMap:
         """FREE where the FAT says 0.  Raises InvalidImage where the copies of the FAT differ."""
-        layout = self._layout
-        starts, ends = free_runs(self._free_windows())
-        starts, ends = (layout.data_start + edge * layout.cluster for edge in (starts, ends))
+        runs = free_runs(self._free_windows())
+        starts, ends = (self._layout.data_start + edge * self._layout.cluster for edge in runs)
         return ExtentMap.from_runs(0, self._source.size, starts, ends, State.FREE)
 
     def _free_windows(self) -> Iterator[tuple[NDArray[np.uint8], int]]:

@@ -51,7 +51,7 @@ from ferrotype.units import KiB
 
 _LOGFILE, _VOLUME, _ROOT, _BITMAP = 2, 3, 5, 6  # record numbers
 
-_NODE_BUDGET: Final = 4096  # index nodes looked at for one name; a lookup needs as many as the tree is deep
+_NODE_BUDGET: Final = 64  # index nodes looked at for one name; a lookup needs as many as the tree is deep
 
 _WINDOW: Final = 256 * KiB  # bytes of $Bitmap taken at once: even alternating bits cost about 100 MiB then
 _FREE_RUNS: Final = 1 << 21  # free runs listed; what lies behind them counts as used, to keep memory under 400 MiB
@@ -90,6 +90,7 @@ class Ntfs:
 
     def allocation(self) -> ExtentMap:
         """FREE exactly where $Bitmap holds a zero.  Raises InvalidImage where it calls its own clusters free."""
+        self._mft.renew()
         bitmap = self._mft.content(self._mft.record(_BITMAP), DATA)
         clusters = self._geometry.clusters
         if bitmap is None or bitmap.flags & UNREADABLE or bitmap.valid * 8 < clusters or -1 in bitmap.lcns:
@@ -105,6 +106,7 @@ class Ntfs:
     def swap_files(self) -> ExtentMap:
         """FREE where the clusters of Windows' paging and hibernation files lie; a damaged one is not offered."""
         found = self._free(np.zeros(0, np.int64), np.zeros(0, np.int64))
+        self._mft.renew()
         for name in _SWAP_FILES:
             try:
                 for record in self._in_root(name):

@@ -40,8 +40,8 @@ _MAX_CLUSTER: Final = 2 * MiB  # bytes
 _MAX_CLUSTERS: Final = 1 << 32  # what Windows can address; it bounds $Bitmap to 512 MiB
 MAX_RECORD: Final = 64 * KiB  # bytes; offsets inside a record have 16 bits
 _MAX_LIST: Final = 256 * KiB  # bytes of an attribute list, as Windows limits it
-_RECORD_BUDGET: Final = 16 * MiB  # bytes of file records parsed for one volume: a thousand times the usual
-_RUN_BUDGET: Final = 1 << 20  # runs decoded for one volume
+_RECORD_BUDGET: Final = 16 * MiB  # bytes of file records parsed for one question: a thousand times the usual
+_RUN_BUDGET: Final = 1 << 20  # runs decoded for one question
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ class MasterFileTable:
 
     def __init__(self, source: Source, geometry: Geometry) -> None:
         self._source, self._geometry = source, geometry
-        self._record_budget, self._run_budget = _RECORD_BUDGET, _RUN_BUDGET
+        self.renew()
         self.damaged: str | None = None  # why the mirror had to be asked
         base = self._first_record()
         # Records that describe later parts of $MFT lie in earlier ones: it is usable while it grows.
@@ -161,6 +161,10 @@ class MasterFileTable:
             self._extend(self.data, piece, base)
         if self.data.lcns[:1] != [geometry.mft_lcn] and self.damaged is None:
             raise InvalidImage("boot sector and $MFT disagree on where $MFT begins", offset=48, field="mft_lcn")
+
+    def renew(self) -> None:
+        """Start the budgets of work anew, for a piece of work that may be asked for many times."""
+        self._record_budget, self._run_budget = _RECORD_BUDGET, _RUN_BUDGET
 
     def record(self, number: int) -> FileRecord:
         """A file record in use; one of the first four comes from the mirror where $MFT's own is damaged."""

@@ -120,15 +120,22 @@ def _open(kind: str, module: Module, source: Source) -> Identified:
 def _mapped(source: Source) -> Iterator[tuple[str, Module]]:
     for name, path in FILESYSTEMS.items():
         module: Module = import_module(path)
-        if module.probe(source):
+        if _probe(module, source):
             yield name, module
 
 
 def _plugged_in(source: Source) -> Iterator[tuple[str, Module]]:
     for entry in entry_points(group=ENTRY_POINTS):
         module: Module = entry.load()
-        if module.probe(source):
+        if _probe(module, source):
             yield entry.name, module
+
+
+def _probe(module: Module, source: Source) -> bool:
+    try:
+        return module.probe(source)
+    except (FormatError, DeviceError):  # where it would have to be known by cannot be read
+        return False
 
 
 def _kind(name: str, peek: Peek) -> str:

@@ -31,7 +31,7 @@ __all__ = ["Found", "Peek", "Signature", "found", "member"]
 
 
 class Peek:
-    """The few places of a volume where signatures stand, read once.  What cannot be read holds no signature."""
+    """The few places of a volume where signatures stand, read once; zeros for what cannot be read."""
 
     HEAD: Final = 272 * KiB
     TAIL: Final = 136 * KiB
@@ -47,17 +47,18 @@ class Peek:
         try:
             return read(self._source, offset, length)
         except DeviceError:
-            return b""
+            if length <= 4 * KiB:
+                return bytes(length)
+            half = length // 2
+            return self._read(offset, half) + self._read(offset + half, length - half)
 
     def at(self, offset: int, length: int) -> bytes:
         """The bytes there, fewer or none where the volume is too short or unreadable."""
-        if offset < 0 or offset >= self.size:
-            return b""
         if offset + length <= self.HEAD or self.size <= self.HEAD:
-            return self._head[offset : offset + length]
+            return self._head[offset : offset + length] if offset >= 0 else b""
         if offset >= self._tail_at:
             return self._tail[offset - self._tail_at :][:length]
-        return self._read(offset, min(length, self.size - offset))
+        return self._read(offset, max(min(length, self.size - offset), 0))
 
     def integer(self, offset: int, length: int, order: str = "<") -> int:
         return int.from_bytes(self.at(offset, length), "little" if order == "<" else "big")

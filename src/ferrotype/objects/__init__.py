@@ -53,7 +53,7 @@ class ObjectStore(Protocol):
         """
 
     def get(self, name: str, /, offset: int = 0, length: int | None = None) -> bytes:
-        """The bytes of the range (to the end where ``length`` is None).  They are not proven: their reader does that."""
+        """The bytes of the range (to the end where ``length`` is None).  Not proven: their reader does that."""
 
     def size(self, name: str, /) -> int:
         """Length of an object in bytes.  Raises ObjectMissing."""

@@ -98,9 +98,7 @@ class Anchor(Record):
 
     @classmethod
     def make(cls, uuid: bytes, generation: int, sequence: int, place: Place) -> Anchor:
-        return _sealed(
-            cls(ANCHOR_MAGIC, generation, uuid, sequence, place.offset, place.volume, 0, 0, bytes(16))
-        )
+        return _sealed(cls(ANCHOR_MAGIC, generation, uuid, sequence, place.offset, place.volume, 0, 0, bytes(16)))
 
     @classmethod
     def read(cls, data: bytes, uuid: bytes) -> Anchor | None:
@@ -137,7 +135,9 @@ class RecordHeader(Record):
     check: b16  # of the 112 bytes before
 
     @classmethod
-    def make(cls, kind: Kind, uuid: bytes, sequence: int, length: int, payload_check: bytes, name: str) -> RecordHeader:
+    def make(
+        cls, kind: Kind, uuid: bytes, sequence: int, length: int, payload_check: bytes, name: str
+    ) -> RecordHeader:
         raw = name.encode("ascii")
         if not 0 <= len(raw) <= 48:
             raise ValueError(f"object name too long: {name}")

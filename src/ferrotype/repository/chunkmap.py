@@ -129,7 +129,7 @@ class ChunkMap:
                 yield low, np.frombuffer(content, f"V{ID_SIZE}")[low - base : high - base]
 
     def walk(self, skip: Callable[[ChunkId], bool]) -> Iterator[MapPage]:
-        """Every page of the tree, parents first.  Where ``skip`` says so of a page's id, it and all below are left out.
+        """Every page of the tree, parents first.  A page whose id ``skip`` accepts is left out with all below.
 
         A page that cannot be read comes with ``ids`` None and the error.
         """

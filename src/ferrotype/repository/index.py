@@ -167,7 +167,9 @@ class Segment:
             if all(n in self._pages for n in range(first, last)):
                 continue
             base = int(self._offsets[first])
-            data = memoryview(self._store.get(self.name, base, int(self._offsets[last - 1] + self._lengths[last - 1]) - base))
+            data = memoryview(
+                self._store.get(self.name, base, int(self._offsets[last - 1] + self._lengths[last - 1]) - base)
+            )
             for n in range(first, last):
                 at = int(self._offsets[n]) - base
                 self._pages[n] = self._prove(n, data[at : at + int(self._lengths[n])])
@@ -321,7 +323,9 @@ class Index:
                 return location
         return None
 
-    def find_many(self, ids: NDArray[np.void]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], list[str]]:
+    def find_many(
+        self, ids: NDArray[np.void]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], list[str]]:
         """For each id: pack number (-1 where it is missing), offset and length; and the packs the numbers mean."""
         packs: list[str] = []
         number = np.full(len(ids), -1, np.int64)

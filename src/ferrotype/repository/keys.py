@@ -96,7 +96,9 @@ def decode_slot(data: bytes) -> KeySlot:
     except msgspec.DecodeError as error:
         raise InvalidImage(f"a key slot is damaged: {error}") from error
     cost = slot.cost
-    if not (8 * cost.lanes <= cost.memory <= _MAX_MEMORY and 1 <= cost.passes <= _MAX_PASSES and 1 <= cost.lanes <= 64):
+    if not (
+        8 * cost.lanes <= cost.memory <= _MAX_MEMORY and 1 <= cost.passes <= _MAX_PASSES and 1 <= cost.lanes <= 64
+    ):
         raise InvalidImage(f"key slot {slot.id} asks for impossible costs")
     return slot
 

@@ -136,7 +136,7 @@ class Sealer:
         return plain
 
     def authenticate(self, chunk_id: bytes, frame: bytes | memoryview, /) -> None:
-        """Prove stored bytes by their tag, without decompressing.  Raises CorruptChunk.  Plain images have no tags."""
+        """Prove stored bytes by their tag, without decompressing; plain images have none.  Raises CorruptChunk."""
         self._payload(chunk_id, frame)
 
     def _payload(self, chunk_id: bytes, frame: bytes | memoryview) -> tuple[int, int, bytes | memoryview]:

@@ -96,7 +96,9 @@ class Repository:
             master, _ = slots.unlock(read_slots(store), secret)
         else:
             if secret is not None:
-                raise KeyRefused("a passphrase was given, and the image is not encrypted: it may not be the one you mean")
+                raise KeyRefused(
+                    "a passphrase was given, and the image is not encrypted: it may not be the one you mean"
+                )
             master = config.clear_master
         return cls(store, config, Sealer(Keys.derive(master, encrypted=config.encrypted), level), master)
 
@@ -204,7 +206,7 @@ def read_slots(store: ObjectStore) -> list[slots.KeySlot]:
 
 
 def find_snapshot(known: Iterable[Snapshot], wanted: str) -> Snapshot:
-    """The snapshot a reference means: ``latest``, ``latest~N``, an id's prefix, a name, or a tag (the newest wins)."""
+    """What a reference means: ``latest``, ``latest~N``, an id's prefix, a name, or a tag (the newest wins)."""
     known = list(known)
     if not known:
         raise UsageError("the image holds no snapshot")

@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import numpy as np
 
-from ferrotype.errors import CorruptChunk, CorruptObject
+from ferrotype.errors import CorruptObject, FerrotypeError
 from ferrotype.repository import index as ix
 from ferrotype.repository import snapshots
 from ferrotype.repository.packs import MAX_FRAMES, PackBuilder
@@ -220,8 +220,6 @@ def open_writer(repository: Repository) -> Iterator[Writer]:
         try:
             yield writer
         except BaseException:
-            try:
+            with suppress(FerrotypeError, OSError):  # the first error is the one to report
                 writer.checkpoint()
-            except Exception:  # noqa: BLE001  the first error is the one to report
-                pass
             raise

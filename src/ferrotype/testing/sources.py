@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 from ferrotype.block import Sink, Source, Traits
 from ferrotype.errors import ReadError, WriteError
@@ -80,7 +81,7 @@ def _range(rng: random.Random, size: int, align: int) -> tuple[int, int]:
 def _split(rng: random.Random, size: int, align: int, pieces: int) -> list[tuple[int, int]]:
     """All of ``size`` bytes, cut at random, in random order."""
     cuts = sorted({0, size, *(rng.randrange(size + 1) // align * align for _ in range(pieces))})
-    ranges = [(start, end - start) for start, end in zip(cuts, cuts[1:], strict=False)]
+    ranges = [(start, end - start) for start, end in pairwise(cuts)]
     rng.shuffle(ranges)
     return ranges
 
@@ -108,7 +109,8 @@ def _check_extents(source: Source, content: bytes, offset: int, length: int) -> 
 
 def _check_outside(source: Source) -> None:
     size, align = source.size, source.traits.align
-    for offset, length in [(size, align), (size - align, 2 * align), (-align, align), (size + (1 << 40), align), (1 << 63, align)]:
+    starts_behind = [(start, align) for start in (size, size + (1 << 40), 1 << 63)]
+    for offset, length in [*starts_behind, (size - align, 2 * align), (-align, align)]:
         call = _reading(source, offset, length)
         _must_raise(ReadError, call, f"reading {length} at {offset} of {size}")
 

@@ -1,0 +1,141 @@
+"""The Python interface: the command line's verbs in a few lines.
+
+    import ferrotype
+
+    snapshot = ferrotype.backup("/dev/sda", "laptop.ferro", password="correct horse")
+    for snapshot in ferrotype.list_snapshots("laptop.ferro", password="correct horse"):
+        print(snapshot.id, snapshot.created, snapshot.name)
+    with ferrotype.open_disk("laptop.ferro::latest#2", password="correct horse") as source:
+        source.read_into(0, memoryview(buffer))
+    ferrotype.restore("laptop.ferro", "/dev/sdb", password="correct horse", overwrite=True)
+
+Errors are those of ``ferrotype.errors``.  ``job`` takes progress, warnings and cancellation; see ``ferrotype.job``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from ferrotype.block import Source
+from ferrotype.engine import backup as _backup
+from ferrotype.engine import checksum as _checksum
+from ferrotype.engine import info as _info
+from ferrotype.engine import references
+from ferrotype.engine import restore as _restore
+from ferrotype.engine import verify as _verify
+from ferrotype.engine.images import ImageOptions, open_or_create
+from ferrotype.engine.sources import named_source
+from ferrotype.engine.targets import image_files, open_target, refuse_harm
+from ferrotype.errors import KeyRefused, Refused
+from ferrotype.job import Job, NullJob
+from ferrotype.repository.keys import Secret
+from ferrotype.repository.snapshots import Snapshot
+
+PathLike = str | os.PathLike[str]
+
+
+def backup(
+    source: PathLike | Sequence[PathLike],
+    image: PathLike,
+    *,
+    password: str | None = None,
+    level: int = 1,
+    all_sectors: bool = False,
+    exclude_swap_files: bool = False,
+    name: str | None = None,
+    tags: Sequence[str] = (),
+    split: int = 0,
+    job: Job | None = None,
+) -> Snapshot:
+    """Back up one or several disks into an image, which is made (encrypted, with a ``password``) if it is not there.
+
+    Returns the committed snapshot; ``snapshot.statistics`` counts bytes.
+    """
+    job = job or NullJob()
+    sources = [source] if isinstance(source, str | os.PathLike) else list(source)
+    path = Path(image)
+    exists = path.exists()
+    options = ImageOptions(level, split=0 if exists else split, encrypt=password is not None and not exists)
+    with ExitStack() as stack:
+        access = _access(password)
+        named = [named_source(os.fspath(one), path, access, stack, job) for one in sources]
+        repository = stack.enter_context(
+            open_or_create(path, options, access.secret, lambda _: _secret(password, path))
+        )
+        chosen = _backup.BackupOptions(all_sectors, exclude_swap_files, name, tuple(tags))
+        return _backup.backup(repository, named, chosen, job)
+
+
+def restore(
+    reference: PathLike,
+    target: PathLike,
+    *,
+    password: str | None = None,
+    overwrite: bool = False,
+    delta: bool = False,
+    no_blank: bool = False,
+    job: Job | None = None,
+) -> _restore.RestoreResult:
+    """Write a disk or partition of a backup to a device, or to a file.
+
+    Raises Refused where the target exists and ``overwrite`` is not set, is in use, too small, or holds the image.
+    """
+    job = job or NullJob()
+    path = Path(target)
+    with references.open_disk(os.fspath(reference), _access(password), job) as disk:
+        part = disk.part
+        refuse_harm(path, image_files(disk.reference.path))
+        if path.exists() and not overwrite:
+            raise Refused(f"{path} exists and would be overwritten")
+        in_place = path.is_block_device() or (delta and path.exists())
+        with open_target(path, part.length, part.disk.sector_size, in_place=in_place) as opened:
+            options = _restore.RestoreOptions(no_blank, delta and opened.source is not None)
+            return _restore.restore(part, opened.sink, options, job, target=opened.source)
+
+
+@contextmanager
+def open_disk(reference: PathLike, *, password: str | None = None, job: Job | None = None) -> Iterator[Source]:
+    """A device, a disk image, a disk or a partition of a backup, as a Source: random access by offset."""
+    with references.open_disk(os.fspath(reference), _access(password), job or NullJob()) as disk:
+        yield disk.source
+
+
+def list_snapshots(image: PathLike, *, password: str | None = None) -> list[Snapshot]:
+    """The snapshots of an image, oldest first."""
+    with references.open_image(Path(image), _access(password).secret) as repository:
+        return repository.snapshots()
+
+
+def verify(
+    image: PathLike, *, password: str | None = None, deep: bool = False, sample: float = 1.0, job: Job | None = None
+) -> _verify.VerifyResult:
+    """Prove the stored bytes; ``result.ok`` and ``result.damaged`` say what was found."""
+    with references.open_image(Path(image), _access(password).secret) as repository:
+        return _verify.verify(repository, _verify.VerifyOptions(deep, sample), job or NullJob())
+
+
+def checksum(reference: PathLike, *, password: str | None = None, job: Job | None = None) -> str:
+    """The content hash of a disk, 64 hex digits: the same for the same bytes wherever they are kept."""
+    job = job or NullJob()
+    with references.open_disk(os.fspath(reference), _access(password), job) as disk:
+        return _checksum.checksum(disk.source, job)
+
+
+def info(reference: PathLike, *, password: str | None = None, job: Job | None = None) -> _info.DiskInfo:
+    """Partition table, volumes and allocation map of a disk."""
+    job = job or NullJob()
+    with references.open_disk(os.fspath(reference), _access(password), job) as disk:
+        return _info.disk_info(disk, job)
+
+
+def _access(password: str | None) -> references.Access:
+    return references.Access(lambda path: _secret(password, path))
+
+
+def _secret(password: str | None, image: Path) -> Secret:
+    if password is None:
+        raise KeyRefused(f"{image} is encrypted; give its password")
+    return Secret(password.encode())

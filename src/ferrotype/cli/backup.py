@@ -1,0 +1,116 @@
+"""``ferrotype backup``."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ferrotype.cli.access import access_options, make_access
+from ferrotype.cli.frame import IMAGE, SIZE, Frame, options
+from ferrotype.units import format_size
+
+if TYPE_CHECKING:
+    from ferrotype.engine.estimate import Estimate
+    from ferrotype.repository.snapshots import Snapshot
+
+
+@click.command("backup")
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.argument("image", type=IMAGE)
+@click.option("--all-sectors", is_flag=True, help="Keep every sector, free ones too.")
+@click.option("--exclude-swap-files", is_flag=True, help="Leave out the contents of Windows' paging files.")
+@click.option("--name", help="Call the snapshot this.")
+@click.option("--tag", "tags", multiple=True, help="Tag the snapshot; may be given several times.")
+@click.option("--level", type=click.IntRange(-7, 22), default=1, show_default=True, help="zstd level.")
+@click.option("--encrypt", is_flag=True, help="Encrypt a new image; also implied by naming a passphrase or key file.")
+@click.option("--split", type=SIZE, help="Split a new image into files of this size.")
+@click.option("--chunk-size", type=SIZE, help="Unit of deduplication of a new image.")
+@click.option("--pack-size", type=SIZE, help="Size of the stored packs of a new image.")
+@click.option("-n", "--dry-run", is_flag=True, help="Say what would be read and stored; write nothing.")
+@access_options
+@options
+def command(
+    frame: Frame,
+    sources: tuple[str, ...],
+    image: Path,
+    all_sectors: bool,
+    exclude_swap_files: bool,
+    name: str | None,
+    tags: tuple[str, ...],
+    level: int,
+    encrypt: bool,
+    split: int | None,
+    chunk_size: int | None,
+    pack_size: int | None,
+    dry_run: bool,
+    format: str | None,
+    sector_size: int | None,
+) -> None:
+    """Image disks or partitions into IMAGE, which is made if it is not there.
+
+    All data is kept, without the free space.  A later backup of the same disk reads what is allocated and stores what
+    changed; every snapshot is a full view.
+    """
+    with frame.run() as job, ExitStack() as stack:
+        from ferrotype.engine.backup import BackupOptions, backup, prepare, summary
+        from ferrotype.engine.estimate import estimate
+        from ferrotype.engine.images import ImageOptions, open_or_create
+        from ferrotype.engine.sources import named_source
+
+        access = make_access(frame, format, sector_size)
+        wanted = ImageOptions(
+            level, split or 0, chunk_size, pack_size, encrypt or (not image.exists() and frame.secret_given)
+        )
+        named = [named_source(text, image, access, stack, job) for text in sources]
+        repository = stack.enter_context(
+            open_or_create(image, wanted, frame.secret, frame.new_secret, dry_run=dry_run)
+        )
+        for warning in repository.warnings:
+            job.warn(warning)
+        chosen = BackupOptions(all_sectors, exclude_swap_files, name, tags)
+        if dry_run:
+            judged = estimate(repository, prepare(repository, named, chosen, job), job)
+            frame.show(_planned(judged), _planned_text(judged, image))
+            return
+        snapshot = backup(repository, named, chosen, job)
+        frame.show(_done(snapshot), f"snapshot {snapshot.id[:8]} of {snapshot.name}: {summary(snapshot)}")
+
+
+def _done(snapshot: Snapshot) -> dict[str, object]:
+    s = snapshot.statistics
+    return {
+        "snapshot": snapshot.id,
+        "parent": snapshot.parent,
+        "disk_bytes": s.disk_bytes,
+        "read_bytes": s.read_bytes,
+        "stored_bytes": s.stored_bytes,
+        "free_bytes": s.free_bytes,
+        "zero_bytes": s.zero_bytes,
+        "deduplicated_bytes": s.deduplicated_bytes,
+        "new_bytes": s.new_bytes,
+        "chunks": s.chunks,
+        "new_chunks": s.new_chunks,
+        "seconds": s.seconds,
+    }
+
+
+def _planned(judged: Estimate) -> dict[str, object]:
+    return {
+        "dry_run": True,
+        "disk_bytes": judged.disk_bytes,
+        "read_bytes": judged.read_bytes,
+        "free_bytes": judged.free_bytes,
+        "zero_bytes": judged.zero_bytes,
+        "estimated_stored_bytes": judged.stored_bytes,
+    }
+
+
+def _planned_text(judged: Estimate, image: Path) -> str:
+    return (
+        f"would read {format_size(judged.read_bytes)} of {format_size(judged.disk_bytes)} "
+        f"({format_size(judged.free_bytes)} is free space, {format_size(judged.zero_bytes)} is known to be zero) "
+        f"and store about {format_size(judged.stored_bytes)} in {image}; nothing was written"
+    )

@@ -1,0 +1,24 @@
+"""``ferrotype checksum``."""
+
+from __future__ import annotations
+
+import click
+
+from ferrotype.cli.access import access_options, make_access
+from ferrotype.cli.frame import REFERENCE, Frame, options
+
+
+@click.command("checksum")
+@click.argument("ref", type=REFERENCE)
+@access_options
+@options
+def command(frame: Frame, ref: str, format: str | None, sector_size: int | None) -> None:
+    """One content hash of REF: the same for the same bytes on a device, in a file, and in a backup."""
+    with frame.run() as job:
+        from ferrotype.engine.checksum import ALGORITHM, checksum
+        from ferrotype.engine.references import open_disk
+
+        with open_disk(ref, make_access(frame, format, sector_size), job) as disk:
+            digest = checksum(disk.source, job)
+            size = disk.source.size
+        frame.show({"algorithm": ALGORITHM, "digest": digest, "size": size}, f"{digest}  {ref}")

@@ -1,0 +1,42 @@
+"""``ferrotype compact``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ferrotype.cli.frame import IMAGE, Frame, options
+from ferrotype.units import format_size
+
+
+@click.command("compact")
+@click.argument("image", type=IMAGE)
+@click.option("-n", "--dry-run", is_flag=True, help="Say what would be given back; change nothing.")
+@options
+def command(frame: Frame, image: Path, dry_run: bool) -> None:
+    """Move what is needed of IMAGE together and cut the file; needs at most 256 MiB of extra space."""
+    with frame.run() as job:
+        from ferrotype.objects.container import Container
+
+        container = Container.open(image, writable=not dry_run)
+        try:
+            for warning in container.warnings:
+                job.warn(warning)
+            before = container.file_size
+            gap = before - container.live_size
+            if dry_run:
+                frame.show(
+                    {"dry_run": True, "file_bytes": before, "dead_bytes": gap},
+                    f"{image} has {format_size(before)}, {format_size(gap)} of it is dead; nothing was changed",
+                )
+                return
+            job.begin("compacting", gap)
+            freed = container.compact(job.advance)
+            after = container.file_size
+        finally:
+            container.close()
+        frame.show(
+            {"freed_bytes": freed, "file_bytes": after},
+            f"{image} has {format_size(after)} now, {format_size(freed)} less than before",
+        )

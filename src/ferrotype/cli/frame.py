@@ -1,0 +1,235 @@
+"""What all verbs share: common options, secrets, one JSON document, exit codes.
+
+@click.command()
+@options
+def command(frame: Frame, ...):
+    with frame.run() as job:
+        ...
+        frame.show(document, text)
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ferrotype.cli import exits
+from ferrotype.cli.progress import CliJob, display_for, stopping
+from ferrotype.errors import FerrotypeError, KeyRefused, UsageError
+from ferrotype.units import parse_size
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Size(click.ParamType[int]):
+    """A size such as 64KiB or 4GiB, given to the command as bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(value)
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Share(click.ParamType[float]):
+    """A share such as 10% or 0.1, given to the command as a number from 0 to 1."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        try:
+            share = float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
+        except ValueError:
+            share = -1.0
+        if not 0 < share <= 1:
+            self.fail(f"{value!r} is not a share; write it like 10% or 0.1", param, ctx)
+        return share
+
+
+SIZE = Size()
+SHARE = Share()
+REFERENCE = click.STRING
+IMAGE = click.Path(path_type=Path)
+
+
+@dataclass
+class Frame:
+    """The common options of one call, and what is to be shown at its end."""
+
+    json: bool = False
+    progress: str = "auto"
+    quiet: bool = False
+    verbose: bool = False
+    password_file: Path | None = None
+    password_command: str | None = None
+    key_file: Path | None = None
+    code: int = exits.OK
+    _document: dict[str, object] = field(default_factory=dict)
+    _text: str = ""
+
+    @contextmanager
+    def run(self) -> Iterator[CliJob]:
+        """Run the verb's body; afterwards print its result and end the process with the right code."""
+        job = CliJob(display_for("none" if self.quiet else self.progress, sys.stderr), self._say)
+        try:
+            with stopping(job):
+                yield job
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            job.finish()
+            raise
+        except BaseException as error:  # noqa: BLE001  every error becomes a sentence and a code
+            job.finish()
+            self._fail(error, job)
+        job.finish()
+        if self.json:
+            sys.stdout.write(json.dumps(self._document | {"warnings": job.warnings}, ensure_ascii=False) + "\n")
+        elif self._text and not self.quiet:
+            click.echo(self._text)
+        sys.stdout.flush()
+        raise SystemExit(exits.WARNINGS if self.code == exits.OK and job.warnings else self.code)
+
+    def show(self, document: dict[str, object], text: str) -> None:
+        """What the call answers: a JSON document, and the same for people."""
+        self._document, self._text = document, text
+
+    def _say(self, message: str) -> None:
+        if not self.quiet:
+            click.echo(message, err=True)
+
+    def _fail(self, error: BaseException, job: CliJob) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            raise SystemExit(130)
+        if os.environ.get("FERROTYPE_DEBUG"):
+            raise error
+        sentence = exits.says(error)
+        if self.json:
+            document = {"error": sentence, "kind": type(error).__name__, "warnings": job.warnings}
+            sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
+        click.echo(f"ferrotype: {sentence}", err=True)
+        raise SystemExit(exits.code_of(error))
+
+    # ------------------------------------------------------------------ secrets
+
+    def secret(self, image: Path) -> Any:
+        """The key file or passphrase for an encrypted image, from wherever the user chose.  Raises KeyRefused."""
+        from ferrotype.repository.keys import Secret
+
+        if self.key_file is not None:
+            return Secret(_content(self.key_file), "keyfile")
+        given = self._given_passphrase()
+        if given is not None:
+            return Secret(given)
+        if not self.interactive:
+            raise KeyRefused(
+                f"{image} is encrypted; give --password-file, --password-command, --key-file or FERROTYPE_PASSWORD"
+            )
+        return Secret(str(click.prompt(f"Passphrase of {image}", hide_input=True, err=True)).encode())
+
+    def new_secret(self, image: Path, *, ask: bool = False) -> Any:
+        """A secret to lock with: the one that was given, or asked for twice at a terminal."""
+        from ferrotype.repository.keys import Secret
+
+        if not ask and (self.secret_given or not self.interactive):
+            secret = self.secret(image)
+        else:
+            text = click.prompt(f"New passphrase of {image}", hide_input=True, confirmation_prompt=True, err=True)
+            secret = Secret(str(text).encode())
+        if not secret.value:
+            raise UsageError("an empty passphrase or key file protects nothing")
+        return secret
+
+    @property
+    def interactive(self) -> bool:
+        """Whether a person can be asked."""
+        return sys.stdin.isatty()
+
+    @property
+    def secret_given(self) -> bool:
+        """Whether the user named a secret, in whatever way."""
+        return self.key_file is not None or self._given_passphrase() is not None
+
+    def _given_passphrase(self) -> bytes | None:
+        if self.password_file is not None:
+            return _first_line(_content(self.password_file))
+        if self.password_command is not None:
+            return _first_line(_output(self.password_command))
+        if (text := os.environ.get("FERROTYPE_PASSWORD")) is not None:
+            return text.encode()
+        return None
+
+
+def _content(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise KeyRefused(f"{path} cannot be read: {error.strerror}") from error
+    if len(data) > 1 << 20:
+        raise KeyRefused(f"{path} is larger than a key file can be (1 MiB)")
+    return data
+
+
+def _output(command: str) -> bytes:
+    done = subprocess.run(command, shell=True, stdout=subprocess.PIPE, check=False)  # noqa: S602  the user's own
+    if done.returncode:
+        raise KeyRefused(f"the password command ended with code {done.returncode}")
+    return done.stdout
+
+
+def _first_line(data: bytes) -> bytes:
+    return data.split(b"\n", 1)[0].removesuffix(b"\r")
+
+
+def options(function: F) -> F:
+    """Add the options every verb has, and hand them over as a Frame."""
+
+    @functools.wraps(function)
+    def wrapped(
+        json: bool,
+        progress: str,
+        quiet: bool,
+        verbose: bool,
+        password_file: Path | None,
+        password_command: str | None,
+        key_file: Path | None,
+        **kwargs: Any,
+    ) -> None:
+        frame = Frame(json, progress, quiet, verbose, password_file, password_command, key_file)
+        function(frame, **kwargs)
+
+    for option in reversed(
+        (
+            click.option("--json", is_flag=True, help="One JSON document on standard output."),
+            click.option(
+                "--progress",
+                type=click.Choice(["auto", "bar", "json", "none"]),
+                default="auto",
+                help="Progress on standard error.",
+            ),
+            click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors."),
+            click.option("-v", "--verbose", is_flag=True, help="Say more."),
+            click.option("--password-file", type=IMAGE, help="Read the passphrase from the first line of a file."),
+            click.option("--password-command", help="Read the passphrase from what a command prints."),
+            click.option("--key-file", type=IMAGE, help="Use a file's content instead of a passphrase."),
+        )
+    ):
+        wrapped = option(wrapped)
+    return wrapped  # type: ignore[return-value]
+
+
+__all__ = ["IMAGE", "REFERENCE", "SHARE", "SIZE", "FerrotypeError", "Frame", "options"]

@@ -1,0 +1,43 @@
+"""Opening what is backed up, with what the machine knows of it."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from ferrotype.block.inventory import Disk, disks, lies_on, same_storage, uses
+from ferrotype.engine.backup import NamedSource
+from ferrotype.engine.references import Access, open_disk, parse
+from ferrotype.errors import Refused, UsageError
+from ferrotype.job import Job
+
+
+def named_source(text: str, image: Path, access: Access, stack: ExitStack, job: Job) -> NamedSource:
+    """The disk a reference names, kept open by ``stack``.
+
+    Raises Refused where it is the image itself, or holds the image: the backup would grow what it reads.
+    """
+    reference = parse(text)
+    if not reference.path.exists():
+        raise UsageError(f"{reference.path} does not exist")
+    if same_storage(reference.path, image):
+        raise Refused(f"{image} is the source itself; name another file for the image")
+    is_device = reference.path.is_block_device()
+    if is_device:
+        if lies_on(image, reference.path):
+            job.warn(f"{image} lies on {reference.path}, which is being backed up: keep it on another disk")
+        mounted = [use for use in uses(reference.path) if " mounted at " in use]
+        if mounted:
+            job.warn(f"{'; '.join(mounted)}: what is written meanwhile may be caught half-way")
+    disk = stack.enter_context(open_disk(text, access, job))
+    name = reference.path.name + (f"#{reference.partition}" if reference.partition else "")
+    if disk.record is not None:
+        name = disk.record.name
+    known = _hardware(reference.path) if is_device and reference.partition is None else None
+    model = (known.model or "") if known else disk.record.model if disk.record else ""
+    return NamedSource(disk.source, name, reference.text, model, (known.serial or "") if known else "")
+
+
+def _hardware(path: Path) -> Disk | None:
+    real = path.resolve()
+    return next((disk for disk in disks() if Path(disk.path).resolve() == real), None)
