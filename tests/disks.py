@@ -104,7 +104,9 @@ def make_volume(
 
 
 @contextmanager
-def opened(image: Path, kind: str, where: Path, sector_size: int = 512, *, offset: int = 0, size: int = 0) -> Iterator[Path]:
+def opened(
+    image: Path, kind: str, where: Path, sector_size: int = 512, *, offset: int = 0, size: int = 0
+) -> Iterator[Path]:
     """(Part of) an image mounted, on a loop device with the disk's sectors."""
     with (
         loop(image, offset=offset, size=size, sector_size=sector_size) as device,
@@ -296,7 +298,9 @@ def check_same(found: bytes | bytearray, wanted: bytes | bytearray) -> None:
     assert len(found) == len(wanted)
     step = 4096
     wrong = [at for at in range(0, len(wanted), step) if found[at : at + step] != wanted[at : at + step]]
-    raise AssertionError(f"{len(wrong)} blocks of {step} bytes differ, the first at {wrong[0]}, the last at {wrong[-1]}")
+    raise AssertionError(
+        f"{len(wrong)} blocks of {step} bytes differ, the first at {wrong[0]}, the last at {wrong[-1]}"
+    )
 
 
 def blank_file(path: Path, size: int) -> Path:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from ferrotype.block import Source
@@ -27,12 +28,13 @@ from ferrotype.engine import references
 from ferrotype.engine import restore as _restore
 from ferrotype.engine import verify as _verify
 from ferrotype.engine.images import ImageOptions, open_or_create
-from ferrotype.engine.sources import named_source
+from ferrotype.engine.sources import as_text, named_source
 from ferrotype.engine.targets import image_files, open_target, refuse_harm
 from ferrotype.errors import KeyRefused, Refused
 from ferrotype.job import Job, NullJob
 from ferrotype.repository.keys import Secret
 from ferrotype.repository.snapshots import Snapshot
+from ferrotype.repository.store import Repository
 
 PathLike = str | os.PathLike[str]
 
@@ -60,12 +62,19 @@ def backup(
     exists = path.exists()
     options = ImageOptions(level, split=0 if exists else split, encrypt=password is not None and not exists)
     with ExitStack() as stack:
-        access = _access(password)
+        access = replace(_access(password), secret_given=False)  # it is for the image
         named = [named_source(os.fspath(one), path, access, stack, job) for one in sources]
         repository = stack.enter_context(
-            open_or_create(path, options, access.secret, lambda _: _secret(password, path))
+            open_or_create(
+                path,
+                options,
+                access.secret,
+                lambda _: _secret(password, path),
+                secret_given=password is not None,
+            )
         )
-        chosen = _backup.BackupOptions(all_sectors, exclude_swap_files, name, tuple(tags))
+        called = None if name is None else as_text(name)
+        chosen = _backup.BackupOptions(all_sectors, exclude_swap_files, called, tuple(map(as_text, tags)))
         return _backup.backup(repository, named, chosen, job)
 
 
@@ -105,7 +114,7 @@ def open_disk(reference: PathLike, *, password: str | None = None, job: Job | No
 
 def list_snapshots(image: PathLike, *, password: str | None = None) -> list[Snapshot]:
     """The snapshots of an image, oldest first."""
-    with references.open_image(Path(image), _access(password).secret) as repository:
+    with _image(image, password) as repository:
         return repository.snapshots()
 
 
@@ -113,7 +122,7 @@ def verify(
     image: PathLike, *, password: str | None = None, deep: bool = False, sample: float = 1.0, job: Job | None = None
 ) -> _verify.VerifyResult:
     """Prove the stored bytes; ``result.ok`` and ``result.damaged`` say what was found."""
-    with references.open_image(Path(image), _access(password).secret) as repository:
+    with _image(image, password) as repository:
         return _verify.verify(repository, _verify.VerifyOptions(deep, sample), job or NullJob())
 
 
@@ -132,7 +141,12 @@ def info(reference: PathLike, *, password: str | None = None, job: Job | None = 
 
 
 def _access(password: str | None) -> references.Access:
-    return references.Access(lambda path: _secret(password, path))
+    return references.Access(lambda path: _secret(password, path), secret_given=password is not None)
+
+
+def _image(image: PathLike, password: str | None) -> Repository:
+    access = _access(password)
+    return references.open_image(Path(image), access.secret, secret_given=access.secret_given)
 
 
 def _secret(password: str | None, image: Path) -> Secret:

@@ -15,7 +15,7 @@ Everything is vectorised; a map of ten million runs is cut, merged or counted in
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntFlag
 from itertools import pairwise
@@ -205,6 +205,14 @@ class ExtentMap:
     def masked(self, flags: State) -> ExtentMap:
         """Keep only ``flags`` in every state."""
         return self._normal(self.bounds, self.states & np.uint8(flags))
+
+    def cleared(self, flags: State, ranges: Iterable[tuple[int, int]]) -> ExtentMap:
+        """Without ``flags`` inside the ranges, given as (start, length)."""
+        inside = ExtentMap.uniform(self.start, self.length)
+        for start, length in ranges:
+            inside = merge(inside, ExtentMap.from_runs(self.start, self.length, [start], [start + length], flags))
+        bounds = _same_range(self, inside)
+        return self._normal(bounds, _at(self, bounds[:-1]) & ~_at(inside, bounds[:-1]))
 
     def cut(self, size: int, origin: int = 0) -> ExtentMap:
         """On a grid of ``size`` bytes from ``origin``: each cell keeps the flags that all of it has (AND).

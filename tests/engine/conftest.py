@@ -13,9 +13,7 @@ SIZES = {"vfat": 20, "ext4": 16, "ntfs": 12, "exfat": 8, "ext2": 6, "swap": 1, "
 
 def _volumes(factory: pytest.TempPathFactory, kinds: list[str], sector_size: int, seed: int) -> list[Volume]:
     folder = factory.mktemp("volumes")
-    return [
-        disks.make_volume(folder, kind, SIZES[kind] * MiB, sector_size=sector_size, seed=seed) for kind in kinds
-    ]
+    return [disks.make_volume(folder, kind, SIZES[kind] * MiB, sector_size=sector_size, seed=seed) for kind in kinds]
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,12 @@ def back_up(
 
 
 def save(
-    image: Path, disk: Path, sector_size: int | None = None, *, options: BackupOptions | None = None, job: NullJob | None = None
+    image: Path,
+    disk: Path,
+    sector_size: int | None = None,
+    *,
+    options: BackupOptions | None = None,
+    job: NullJob | None = None,
 ) -> Snapshot:
     """Back a file or device up into an image, which is made if need be."""
     if not image.exists():
@@ -85,7 +90,6 @@ def give_back(
         sector_size = disk.part.disk.sector_size
         with open_target(target, size or disk.source.size, sector_size, in_place=in_place) as opened_target:
             return restore(
-                disk.repository,
                 disk.part,
                 opened_target.sink,
                 options or RestoreOptions(),

@@ -6,10 +6,13 @@ A verb's module is imported only when the verb is used, so ``ferrotype --help`` 
 from __future__ import annotations
 
 import importlib
-from typing import Final
+import io
+import sys
+from typing import Final, NoReturn
 
 import click
 
+from ferrotype.cli import exits, output
 from ferrotype.version import VERSION
 
 VERBS: Final[dict[str, str]] = {
@@ -64,6 +67,21 @@ def cli() -> None:
     """
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Run the command line; ends the process with the exit code the interface promises."""
-    cli.main(prog_name="ferrotype")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
+    try:
+        done = cli.main(prog_name="ferrotype", standalone_mode=False)
+        code = done if isinstance(done, int) else exits.OK
+        output.flush()
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        code = exits.STOPPED
+    except SystemExit:  # click's way of saying that nobody reads on; verbs end with click's Exit
+        code = output.lost(BrokenPipeError())
+    except OSError as error:
+        code = output.lost(error)
+    sys.exit(code)

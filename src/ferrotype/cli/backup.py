@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,19 +59,23 @@ def command(
         from ferrotype.engine.backup import BackupOptions, backup, prepare, summary
         from ferrotype.engine.estimate import estimate
         from ferrotype.engine.images import ImageOptions, open_or_create
-        from ferrotype.engine.sources import named_source
+        from ferrotype.engine.sources import as_text, named_source
 
-        access = make_access(frame, format, sector_size)
+        access = replace(make_access(frame, format, sector_size), secret_given=False)  # it is for IMAGE
         wanted = ImageOptions(
             level, split or 0, chunk_size, pack_size, encrypt or (not image.exists() and frame.secret_given)
         )
         named = [named_source(text, image, access, stack, job) for text in sources]
         repository = stack.enter_context(
-            open_or_create(image, wanted, frame.secret, frame.new_secret, dry_run=dry_run)
+            open_or_create(
+                image, wanted, frame.secret, frame.new_secret, secret_given=frame.secret_given, dry_run=dry_run
+            )
         )
         for warning in repository.warnings:
             job.warn(warning)
-        chosen = BackupOptions(all_sectors, exclude_swap_files, name, tags)
+        chosen = BackupOptions(
+            all_sectors, exclude_swap_files, as_text(name) if name else None, tuple(as_text(tag) for tag in tags)
+        )
         if dry_run:
             judged = estimate(repository, prepare(repository, named, chosen, job), job)
             frame.show(_planned(judged), _planned_text(judged, image))

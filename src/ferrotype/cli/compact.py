@@ -17,9 +17,9 @@ from ferrotype.units import format_size
 def command(frame: Frame, image: Path, dry_run: bool) -> None:
     """Move what is needed of IMAGE together and cut the file; needs at most 256 MiB of extra space."""
     with frame.run() as job:
-        from ferrotype.objects.container import Container
+        from ferrotype.engine.references import open_container
 
-        container = Container.open(image, writable=not dry_run)
+        container = open_container(image, writable=not dry_run)
         try:
             for warning in container.warnings:
                 job.warn(warning)

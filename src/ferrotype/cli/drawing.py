@@ -26,14 +26,22 @@ def width() -> int:
 
 def rendered(*parts: object) -> str:
     """What rich prints, as text: with colours on a terminal, plain elsewhere."""
-    console = Console(width=width(), highlight=False)
+    console = Console(width=width(), highlight=False, markup=False, emoji=False)  # a label may hold brackets
     if console.is_terminal:
         with console.capture() as capture:
             for part in parts:
                 console.print(part)
         return capture.get().rstrip("\n")
     buffer = io.StringIO()
-    plain = Console(file=buffer, width=width(), highlight=False, color_system=None)
+    plain = Console(
+        file=buffer,
+        width=width(),
+        highlight=False,
+        markup=False,
+        emoji=False,
+        color_system=None,
+        force_terminal=False,
+    )
     for part in parts:
         plain.print(part)
     return buffer.getvalue().rstrip("\n")

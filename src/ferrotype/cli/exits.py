@@ -9,6 +9,7 @@ from ferrotype import errors
 OK: Final = 0
 NO: Final = 1
 WARNINGS: Final = 8
+STOPPED: Final = 130
 
 _CODES: Final[tuple[tuple[type[Exception], int], ...]] = (
     (errors.UsageError, 2),
@@ -19,7 +20,7 @@ _CODES: Final[tuple[tuple[type[Exception], int], ...]] = (
     (errors.DeviceError, 6),
     (errors.StoreError, 6),
     (errors.Locked, 7),
-    (errors.Cancelled, 130),
+    (errors.Cancelled, STOPPED),
 )
 
 

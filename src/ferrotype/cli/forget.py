@@ -46,7 +46,6 @@ def command(
         from ferrotype.cli.prune import as_json, as_text
         from ferrotype.engine.forget import KeepRules, Verdict, forget, judge
         from ferrotype.engine.prune import prune
-        from ferrotype.engine.references import open_image
         from ferrotype.errors import UsageError
         from ferrotype.repository.store import find_snapshot
 
@@ -55,7 +54,7 @@ def command(
         )
         if snapshots and rules.given:
             raise UsageError("name snapshots or give rules, not both")
-        with open_image(image, frame.secret, writable=not dry_run) as repository:
+        with frame.open_image(image, job, writable=not dry_run) as repository:
             known = repository.snapshots()
             if snapshots:
                 named = {find_snapshot(known, text).id for text in snapshots}

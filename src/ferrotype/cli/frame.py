@@ -19,14 +19,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from ferrotype.cli import exits
-from ferrotype.cli.progress import CliJob, display_for, stopping
+from ferrotype.cli import exits, output
+from ferrotype.cli.progress import CliJob, asking, display_for, stopping
 from ferrotype.errors import FerrotypeError, KeyRefused, UsageError
 from ferrotype.units import parse_size
+
+if TYPE_CHECKING:
+    from ferrotype.repository.store import Repository
+
+_MAX_SIZE: Final = (1 << 63) - 1  # bytes; what an offset of the kernel can say
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -40,9 +45,14 @@ class Size(click.ParamType[int]):
         if isinstance(value, int):
             return value
         try:
-            return parse_size(value)
+            size = parse_size(value)
         except UsageError as error:
             self.fail(str(error), param, ctx)
+        except (ValueError, OverflowError):  # thousands of digits
+            size = _MAX_SIZE + 1
+        if size > _MAX_SIZE:
+            self.fail("a size beyond 8EiB is beyond every disk", param, ctx)
+        return size
 
 
 class Share(click.ParamType[float]):
@@ -80,8 +90,9 @@ class Frame:
     password_command: str | None = None
     key_file: Path | None = None
     code: int = exits.OK
+    _passphrase: bytes | None = None
     _document: dict[str, object] = field(default_factory=dict)
-    _text: str = ""
+    _text: str | Callable[[], str] = ""
 
     @contextmanager
     def run(self) -> Iterator[CliJob]:
@@ -97,32 +108,43 @@ class Frame:
             job.finish()
             self._fail(error, job)
         job.finish()
+        code = exits.WARNINGS if self.code == exits.OK and job.warnings else self.code
         if self.json:
-            sys.stdout.write(json.dumps(self._document | {"warnings": job.warnings}, ensure_ascii=False) + "\n")
+            code = output.put(json.dumps(self._document | {"warnings": [*job.warnings, *job.notes]}), code)
         elif self._text and not self.quiet:
-            click.echo(self._text)
-        sys.stdout.flush()
-        raise SystemExit(exits.WARNINGS if self.code == exits.OK and job.warnings else self.code)
+            code = output.put(self._text if isinstance(self._text, str) else self._text(), code)
+        raise click.exceptions.Exit(code)
 
-    def show(self, document: dict[str, object], text: str) -> None:
-        """What the call answers: a JSON document, and the same for people."""
+    def show(self, document: dict[str, object], text: str | Callable[[], str]) -> None:
+        """What the call answers: a JSON document, and the same for people, drawn only if it is wanted."""
         self._document, self._text = document, text
 
     def _say(self, message: str) -> None:
         if not self.quiet:
-            click.echo(message, err=True)
+            click.echo(output.printable(message), err=True)
 
     def _fail(self, error: BaseException, job: CliJob) -> None:
         if isinstance(error, KeyboardInterrupt):
-            raise SystemExit(130)
+            raise click.exceptions.Exit(exits.STOPPED)
         if os.environ.get("FERROTYPE_DEBUG"):
             raise error
         sentence = exits.says(error)
         if self.json:
-            document = {"error": sentence, "kind": type(error).__name__, "warnings": job.warnings}
-            sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
-        click.echo(f"ferrotype: {sentence}", err=True)
-        raise SystemExit(exits.code_of(error))
+            document = {"error": sentence, "kind": type(error).__name__, "warnings": [*job.warnings, *job.notes]}
+            output.put(json.dumps(document), exits.OK)
+        click.echo(output.printable(f"ferrotype: {sentence}"), err=True)
+        raise click.exceptions.Exit(exits.code_of(error))
+
+    @contextmanager
+    def open_image(self, image: Path, job: CliJob | None = None, *, writable: bool = False) -> Iterator[Repository]:
+        """The image a verb works on; what is odd about it goes to the job as warnings."""
+        from ferrotype.engine.references import open_image
+
+        with open_image(image, self.secret, writable=writable, secret_given=self.secret_given) as repository:
+            yield repository
+            if job is not None:
+                for warning in repository.warnings:
+                    job.warn(warning)
 
     # ------------------------------------------------------------------ secrets
 
@@ -139,7 +161,7 @@ class Frame:
             raise KeyRefused(
                 f"{image} is encrypted; give --password-file, --password-command, --key-file or FERROTYPE_PASSWORD"
             )
-        return Secret(str(click.prompt(f"Passphrase of {image}", hide_input=True, err=True)).encode())
+        return Secret(_typed(f"Passphrase of {image}"))
 
     def new_secret(self, image: Path, *, ask: bool = False) -> Any:
         """A secret to lock with: the one that was given, or asked for twice at a terminal."""
@@ -148,8 +170,7 @@ class Frame:
         if not ask and (self.secret_given or not self.interactive):
             secret = self.secret(image)
         else:
-            text = click.prompt(f"New passphrase of {image}", hide_input=True, confirmation_prompt=True, err=True)
-            secret = Secret(str(text).encode())
+            secret = Secret(_typed(f"New passphrase of {image}", confirmation_prompt=True))
         if not secret.value:
             raise UsageError("an empty passphrase or key file protects nothing")
         return secret
@@ -157,7 +178,7 @@ class Frame:
     @property
     def interactive(self) -> bool:
         """Whether a person can be asked."""
-        return sys.stdin.isatty()
+        return sys.stdin is not None and sys.stdin.isatty()  # None: it is closed
 
     @property
     def secret_given(self) -> bool:
@@ -165,13 +186,20 @@ class Frame:
         return self.key_file is not None or self._given_passphrase() is not None
 
     def _given_passphrase(self) -> bytes | None:
-        if self.password_file is not None:
-            return _first_line(_content(self.password_file))
-        if self.password_command is not None:
-            return _first_line(_output(self.password_command))
-        if (text := os.environ.get("FERROTYPE_PASSWORD")) is not None:
-            return text.encode()
-        return None
+        if self._passphrase is None:  # a command is run once: it may ask somebody
+            if self.password_file is not None:
+                self._passphrase = _first_line(_content(self.password_file))
+            elif self.password_command is not None:
+                self._passphrase = _first_line(_output(self.password_command))
+            elif (text := os.environb.get(b"FERROTYPE_PASSWORD")) is not None:
+                self._passphrase = text
+        return self._passphrase
+
+
+def _typed(prompt: str, *, confirmation_prompt: bool = False) -> bytes:
+    with asking():
+        text = click.prompt(prompt, hide_input=True, confirmation_prompt=confirmation_prompt, err=True)
+    return os.fsencode(str(text))
 
 
 def _content(path: Path) -> bytes:

@@ -21,10 +21,10 @@ def list_(frame: Frame, image: Path) -> None:
     """The key slots of IMAGE; needs no key."""
     with frame.run():
         from ferrotype.cli.drawing import rendered, table
-        from ferrotype.objects.container import Container
+        from ferrotype.engine.references import open_container
         from ferrotype.repository.store import read_slots
 
-        container = Container.open(image)
+        container = open_container(image)
         try:
             slots = read_slots(container)
         finally:
@@ -46,13 +46,12 @@ def list_(frame: Frame, image: Path) -> None:
 @options
 def add(frame: Frame, image: Path, new_password_file: Path | None, new_key_file: Path | None, label: str) -> None:
     """Add a passphrase or key file that opens IMAGE; one that opens it already is asked for first."""
-    with frame.run():
-        from ferrotype.engine.references import open_image
+    with frame.run() as job:
         from ferrotype.errors import UsageError
 
         if new_password_file and new_key_file:
             raise UsageError("give a new passphrase or a new key file, not both")
-        with open_image(image, frame.secret, writable=True) as repository:
+        with frame.open_image(image, job, writable=True) as repository:
             fresh = Frame(password_file=new_password_file, key_file=new_key_file)
             if not (new_password_file or new_key_file) and not frame.interactive:
                 raise UsageError("give --new-password-file or --new-key-file")
@@ -66,10 +65,8 @@ def add(frame: Frame, image: Path, new_password_file: Path | None, new_key_file:
 @options
 def remove(frame: Frame, image: Path, slot: str) -> None:
     """Remove a key SLOT (an id, or its beginning); the last one stays."""
-    with frame.run():
-        from ferrotype.engine.references import open_image
-
-        with open_image(image, frame.secret, writable=True) as repository:
+    with frame.run() as job:
+        with frame.open_image(image, job, writable=True) as repository:
             gone = repository.remove_key(slot)
         frame.show(
             {"id": gone.id}, f"key slot {gone.id} was removed; whoever knew its key may have kept the master key"

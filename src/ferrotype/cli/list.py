@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ferrotype.cli.frame import IMAGE, Frame, options
 from ferrotype.units import format_size
+
+if TYPE_CHECKING:
+    from ferrotype.repository.snapshots import Snapshot
 
 
 @click.command("list")
@@ -16,13 +21,8 @@ from ferrotype.units import format_size
 def command(frame: Frame, image: Path) -> None:
     """The snapshots of IMAGE, oldest first: when, what, how large, how much of it was new."""
     with frame.run() as job:
-        from ferrotype.cli.drawing import rendered, table
-        from ferrotype.engine.references import open_image
-
-        with open_image(image, frame.secret) as repository:
+        with frame.open_image(image, job) as repository:
             known = repository.snapshots()
-            for warning in repository.warnings:
-                job.warn(warning)
         documents: list[dict[str, object]] = [
             {
                 "id": snapshot.id,
@@ -39,19 +39,23 @@ def command(frame: Frame, image: Path) -> None:
             }
             for snapshot in known
         ]
-        rows = [
-            [
-                snapshot.id[:8],
-                snapshot.created.astimezone().strftime("%Y-%m-%d %H:%M:%S"),
-                snapshot.name + (f" [{', '.join(snapshot.tags)}]" if snapshot.tags else ""),
-                format_size(sum(disk.size for disk in snapshot.disks)),
-                format_size(snapshot.statistics.read_bytes),
-                format_size(snapshot.statistics.stored_bytes),
-            ]
-            for snapshot in known
+        frame.show({"snapshots": documents}, lambda: _drawn(known) if known else f"{image} holds no snapshot yet")
+
+
+def _drawn(known: Sequence[Snapshot]) -> str:
+    from ferrotype.cli.drawing import rendered, table
+
+    columns = [("snapshot", "left"), ("taken", "left"), ("what", "left"),
+               ("disk", "right"), ("data", "right"), ("new", "right")]  # fmt: skip
+    rows = [
+        [
+            snapshot.id[:8],
+            snapshot.created.astimezone().strftime("%Y-%m-%d %H:%M:%S"),
+            snapshot.name + (f" [{', '.join(snapshot.tags)}]" if snapshot.tags else ""),
+            format_size(sum(disk.size for disk in snapshot.disks)),
+            format_size(snapshot.statistics.read_bytes),
+            format_size(snapshot.statistics.stored_bytes),
         ]
-        columns = [("snapshot", "left"), ("taken", "left"), ("what", "left"),
-                   ("disk", "right"), ("data", "right"), ("new", "right")]  # fmt: skip
-        frame.show(
-            {"snapshots": documents}, rendered(table(columns, rows)) if rows else f"{image} holds no snapshot yet"
-        )
+        for snapshot in known
+    ]
+    return rendered(table(columns, rows))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, Protocol, TextIO
+
+import click
 
 from ferrotype.errors import Cancelled
 from ferrotype.units import format_size
@@ -84,8 +85,10 @@ class JsonLines:
         pass
 
 
-def display_for(kind: str, out: TextIO) -> Display:
+def display_for(kind: str, out: TextIO | None) -> Display:
     """The display that ``--progress`` names; ``auto`` is a bar on a terminal and nothing elsewhere."""
+    if out is None:  # the caller closed it
+        return Silent()
     if kind == "json":
         return JsonLines(out)
     if kind == "bar" or (kind == "auto" and out.isatty()):
@@ -183,6 +186,19 @@ def stopping(job: CliJob) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def asking() -> Iterator[None]:
+    """While the user is asked something, Ctrl-C ends the question, and the work with it.  Raises Cancelled."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except (click.Abort, KeyboardInterrupt):
+        raise Cancelled from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _clock(seconds: float) -> str:
     """``45 s``, ``3:20 min``, ``2:05 h``."""
     whole = round(seconds)
@@ -191,7 +207,3 @@ def _clock(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}:{whole % 60:02d} min"
     return f"{whole // 3600}:{whole % 3600 // 60:02d} h"
-
-
-def standard_error() -> TextIO:
-    return sys.stderr

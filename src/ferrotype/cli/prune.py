@@ -23,9 +23,8 @@ def command(frame: Frame, image: Path, dry_run: bool) -> None:
     """Give back the space of what no snapshot of IMAGE needs, in place where the file system can."""
     with frame.run() as job:
         from ferrotype.engine.prune import prune
-        from ferrotype.engine.references import open_image
 
-        with open_image(image, frame.secret, writable=not dry_run) as repository:
+        with frame.open_image(image, job, writable=not dry_run) as repository:
             result = prune(repository, job, dry_run=dry_run)
         frame.show(as_json(result) | {"dry_run": dry_run}, as_text(result, image, dry_run=dry_run))
 

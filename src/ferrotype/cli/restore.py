@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ import click
 
 from ferrotype.cli.access import access_options, make_access
 from ferrotype.cli.frame import IMAGE, REFERENCE, Frame, options
+from ferrotype.cli.progress import asking
 from ferrotype.units import format_size
 
 if TYPE_CHECKING:
@@ -50,14 +50,15 @@ def command(
             part = disk.part
             in_place = target.is_block_device() or (delta and target.exists())
             refuse_harm(target, image_files(disk.reference.path))
+            if in_place:
+                check_size(part, target_size(target))
             if not force and not dry_run and target.exists():
-                _ask(target, disk)
+                _ask(frame, target, disk)
             if dry_run:
-                if in_place:
-                    check_size(part, target_size(target))
                 frame.show(
                     {"dry_run": True, "disk_bytes": part.length},
-                    f"would write {format_size(part.length)} from {disk.reference.text} to {target}; nothing was written",
+                    f"would write {format_size(part.length)} from {disk.reference.text} to {target}; "
+                    "nothing was written",
                 )
                 return
             with open_target(target, part.length, part.disk.sector_size, in_place=in_place) as opened:
@@ -79,12 +80,14 @@ def command(
         frame.show(document, text)
 
 
-def _ask(target: Path, disk: OpenDisk) -> None:
+def _ask(frame: Frame, target: Path, disk: OpenDisk) -> None:
     """At a terminal the user types the target's name; anywhere else ``--force`` is needed."""
     from ferrotype.errors import Refused
 
-    if not sys.stdin.isatty():
+    if not frame.interactive:
         raise Refused(f"{target} exists and would be overwritten; say --force if that is meant")
     click.echo(f"Everything on {target} will be overwritten with {disk.reference.text}.", err=True)
-    if click.prompt(f"Type {target.name} to go on", err=True, default="", show_default=False) != target.name:
+    with asking():
+        typed = click.prompt(f"Type {target.name} to go on", err=True, default="", show_default=False)
+    if typed != target.name:
         raise Refused("the name was not typed; nothing was written")

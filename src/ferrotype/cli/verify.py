@@ -19,10 +19,9 @@ from ferrotype.units import format_size
 def command(frame: Frame, image: Path, deep: bool, sample: float) -> None:
     """Prove that every stored byte of IMAGE is what was written; exit code 1 if not, and what is hit."""
     with frame.run() as job:
-        from ferrotype.engine.references import open_image
         from ferrotype.engine.verify import VerifyOptions, verify
 
-        with open_image(image, frame.secret) as repository:
+        with frame.open_image(image) as repository:
             result = verify(repository, VerifyOptions(deep, sample), job)
             names = {snapshot.id: snapshot.name for snapshot in repository.snapshots()}
         damaged = [

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
@@ -22,7 +23,8 @@ from ferrotype.block import Source
 from ferrotype.block.device import aligned_buffer
 from ferrotype.engine.plan import Batch, CellRun, DiskPlan, blank_gaps, plan
 from ferrotype.engine.survey import Survey, survey
-from ferrotype.errors import ReadError, UsageError
+from ferrotype.errors import IntegrityError, ReadError, UsageError
+from ferrotype.extents import Offsets
 from ferrotype.job import Job
 from ferrotype.pipeline import map_ordered
 from ferrotype.repository.chunkmap import ChunkMap, MapBuilder
@@ -77,6 +79,7 @@ class _Tally:
     zero: int = 0
     deduplicated: int = 0
     new: int = 0
+    stored: int = 0
     chunks: int = 0
     new_chunks: int = 0
     unreadable: list[tuple[int, int]] = field(default_factory=list)
@@ -86,6 +89,7 @@ class _Tally:
         self.zero += other.zero
         self.deduplicated += other.deduplicated
         self.new += other.new
+        self.stored += other.stored
         self.chunks += other.chunks
         self.new_chunks += other.new_chunks
         self.unreadable += other.unreadable
@@ -112,8 +116,11 @@ def prepare(
     for named in sources:
         job.begin(f"looking at {named.name}")
         surveyed = survey(named.source, exclude_swap_files=options.exclude_swap_files)
-        for warning in surveyed.warnings:
-            (job.note if options.all_sectors else job.warn)(f"{named.name}: {warning}")
+        told = surveyed.told
+        for sentence in told.damage if options.all_sectors else [*told.damage, *told.unclean]:
+            job.warn(f"{named.name}: {sentence}")
+        for sentence in () if options.all_sectors else told.notes:
+            job.note(f"{named.name}: {sentence}")
         identity = _identity(named, surveyed)
         parent = find_parent(known, named, identity, surveyed.size)
         chunk_size = parent[1].chunk_size if parent else repository.config.chunk_size
@@ -129,7 +136,7 @@ def backup(repository: Repository, sources: Sequence[NamedSource], options: Back
     """
     began = time.monotonic()
     prepared = prepare(repository, sources, options, job)
-    with open_writer(repository) as writer:
+    with _fresh_index(repository), open_writer(repository) as writer:
         if writer.adopted:
             job.note(f"a backup that was cut is taken up again: {writer.adopted} chunks of it are used")
         total = _Tally()
@@ -147,7 +154,7 @@ def backup(repository: Repository, sources: Sequence[NamedSource], options: Back
             zero_bytes=sum(disk.plan.zero_bytes for disk in prepared) + total.zero,
             deduplicated_bytes=total.deduplicated,
             new_bytes=total.new,
-            stored_bytes=writer.stored,
+            stored_bytes=total.stored,
             chunks=total.chunks,
             new_chunks=total.new_chunks,
             seconds=round(time.monotonic() - began, 3),
@@ -166,9 +173,19 @@ def backup(repository: Repository, sources: Sequence[NamedSource], options: Back
                 unique=os.urandom(8).hex(),
             )
         )
-    for start, length in total.unreadable:
-        job.warn(f"{length} bytes at {start} could not be read and are kept as zeros")
+    for record in records:
+        for start, length in record.unreadable:
+            job.warn(f"{record.name}: {length} bytes at {start} could not be read and are kept as zeros")
     return snapshot
+
+
+@contextmanager
+def _fresh_index(repository: Repository) -> Iterator[None]:
+    """However the block ends, what it stored is found afterwards."""
+    try:
+        yield
+    finally:
+        repository.forget_index()
 
 
 # ---------------------------------------------------------------------- which disk it is
@@ -223,6 +240,7 @@ def _backup_disk(
         for chunk_id, frame, length in sealed.new:
             if writer.add(chunk_id, frame):
                 tally.new += length
+                tally.stored += len(frame)
                 tally.new_chunks += 1
             else:
                 tally.deduplicated += length
@@ -247,10 +265,25 @@ def _backup_disk(
         table=disk.survey.table.kind if disk.survey.table else None,
         all_sectors=options.all_sectors,
         volumes=tuple(volume.as_json() for volume in disk.survey.volumes),
-        unreadable=tuple(tally.unreadable),
+        unreadable=_lost(tally.unreadable, disk.plan.data),
         model=disk.named.model,
     )
     return record, tally
+
+
+def _lost(unreadable: list[tuple[int, int]], data: tuple[Offsets, Offsets]) -> tuple[tuple[int, int], ...]:
+    """The (start, length) that could not be read and hold data, neighbours joined; nobody misses free space."""
+    lost: list[tuple[int, int]] = []
+    for start, length in sorted(unreadable):
+        end = start + length
+        low = int(np.searchsorted(data[1], start, "right"))
+        high = int(np.searchsorted(data[0], end, "left"))
+        for data_start, data_end in zip(data[0][low:high].tolist(), data[1][low:high].tolist(), strict=True):
+            first, last = max(start, data_start), min(end, data_end)
+            if lost and sum(lost[-1]) == first:
+                first = lost.pop()[0]
+            lost.append((first, last - first))
+    return tuple(lost)
 
 
 class _Worker:
@@ -267,8 +300,7 @@ class _Worker:
     def jobs(self) -> Iterator[tuple[Batch, list[NDArray[np.void] | None]]]:
         """Batches, each with the ids its cells had in the parent."""
         for batch in self._plan.batches():
-            parent = self._parents[batch.region]
-            yield batch, [self._parent_ids(parent, run) for run in batch.runs]
+            yield batch, [self._parent_ids(batch.region, run) for run in batch.runs]
 
     def __call__(self, job: tuple[Batch, list[NDArray[np.void] | None]]) -> _Sealed:
         batch, parent_ids = job
@@ -280,11 +312,16 @@ class _Worker:
             out.ids.append((run.first, self._seal_cells(view, known, out)))
         return out
 
-    def _parent_ids(self, parent: ChunkMap | None, run: CellRun) -> NDArray[np.void] | None:
+    def _parent_ids(self, region: int, run: CellRun) -> NDArray[np.void] | None:
+        parent = self._parents[region]
         if parent is None:
             return None
         count = -(-run.length // self._plan.chunk_size)
-        return parent.ids(run.first, max(0, min(count, parent.cells - run.first)))
+        try:
+            return parent.ids(run.first, max(0, min(count, parent.cells - run.first)))
+        except IntegrityError:  # damage to an old snapshot must not keep a new one from being made
+            self._parents[region] = None
+            return None
 
     def _buffer(self, length: int) -> memoryview:
         buffer: memoryview | None = getattr(self._local, "buffer", None)

@@ -34,6 +34,7 @@ def open_or_create(
     secret: SecretSource,
     new_secret: Callable[[Path], Secret],
     *,
+    secret_given: bool = False,
     dry_run: bool = False,
 ) -> Iterator[Repository]:
     """The image at ``path``, open for writing; made new where there is none.
@@ -41,9 +42,10 @@ def open_or_create(
     A dry run opens an existing image for reading, and has a new one in memory only.
     """
     if path.exists():
-        if options.split or options.chunk_size or options.pack_size or options.encrypt:
-            raise UsageError(f"{path} exists; its split, chunk and pack sizes and its encryption stay as they are")
-        with open_image(path, secret, writable=not dry_run, level=options.level) as repository:
+        with open_image(
+            path, secret, writable=not dry_run, level=options.level, secret_given=secret_given
+        ) as repository:
+            _check_same(path, repository, options)
             yield repository
         return
     if not path.parent.is_dir():
@@ -61,3 +63,18 @@ def open_or_create(
         yield repository
     finally:
         store.close()
+
+
+def _check_same(path: Path, repository: Repository, options: ImageOptions) -> None:
+    """The same command line must work every day: what was said at the creation may be said again, nothing else."""
+    config, store = repository.config, repository.store
+    split = store.split if isinstance(store, Container) else 0
+    for what, asked, is_so in (
+        ("chunk size", options.chunk_size, config.chunk_size),
+        ("pack size", options.pack_size, config.pack_size),
+        ("split size", options.split, split),
+    ):
+        if asked and asked != is_so:
+            raise UsageError(f"{path} exists with a {what} of {is_so} bytes, and that stays")
+    if options.encrypt and not config.encrypted:
+        raise UsageError(f"{path} exists and is not encrypted; encryption is chosen when an image is created")

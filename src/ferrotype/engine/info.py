@@ -32,11 +32,13 @@ class DiskInfo:
 
 
 def disk_info(disk: OpenDisk, job: Job) -> DiskInfo:
-    """Survey a disk; what the user should know goes to the job as warnings."""
+    """Survey a disk; damage goes to the job as warnings, the rest as notes."""
     job.begin(f"looking at {disk.reference.text}")
     surveyed = survey(disk.source, sector_size=disk.sector_size)
-    for warning in surveyed.warnings:
-        job.warn(warning)
+    for sentence in surveyed.told.damage:
+        job.warn(sentence)
+    for sentence in [*surveyed.told.unclean, *surveyed.told.notes]:
+        job.note(sentence)
     return DiskInfo(disk.format, surveyed)
 
 

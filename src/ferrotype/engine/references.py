@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -57,6 +57,8 @@ def parse(text: str) -> Reference:
     rest, hash_, partition = text.rpartition("#")
     if not hash_ or "/" in partition:
         rest, partition = text, ""
+    elif not partition:
+        raise UsageError(f"{text}: no partition is named behind the #")
     if Path(rest).exists():
         return Reference(Path(rest), None, None, partition or None)
     path, colons, inner = rest.rpartition("::")
@@ -73,6 +75,7 @@ class Access:
     secret: SecretSource = lambda _: None
     format: str | None = None  # "raw": whatever the content looks like
     sector_size: int | None = None
+    secret_given: bool = False  # the user named one, so an image that is not encrypted is not the one meant
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +99,23 @@ class OpenDisk:
         return Part(self.repository, self.record, self.start, self.source.size)
 
 
-def open_image(path: Path, secret: SecretSource, *, writable: bool = False, level: int = 1) -> Repository:
-    """An existing image as a repository."""
+def open_container(path: Path, *, writable: bool = False) -> Container:
+    """The container an existing image is kept in."""
     if not path.exists():
         raise UsageError(f"{path} does not exist")
     if not path.is_file():
         raise UsageError(f"{path} is not a file")
-    container = Container.open(path, writable=writable)
+    return Container.open(path, writable=writable)
+
+
+def open_image(
+    path: Path, secret: SecretSource, *, writable: bool = False, level: int = 1, secret_given: bool = False
+) -> Repository:
+    """An existing image as a repository.  Raises KeyRefused where a secret was given and none is needed."""
+    container = open_container(path, writable=writable)
     try:
-        repository = Repository.open(container, secret(path) if is_encrypted(container) else None, level=level)
+        wanted = secret_given or is_encrypted(container)
+        repository = Repository.open(container, secret(path) if wanted else None, level=level)
     except BaseException:
         container.close()
         raise
@@ -122,9 +133,10 @@ def open_disk(text: str, access: Access, job: Job) -> Iterator[OpenDisk]:
     """The disk, or partition, that a reference names."""
     reference = parse(text)
     if is_image(reference, access):
-        repository = open_image(reference.path, access.secret)
+        repository = open_image(reference.path, access.secret, secret_given=access.secret_given)
         with repository:
             snapshot = repository.snapshot(reference.snapshot or "latest")
+            reference = _with_own_hash(reference, snapshot)
             record = snapshot.disk(reference.disk)
             disk = OpenDisk(
                 SnapshotSource(repository, record), "ferro", reference, None, snapshot, record, repository
@@ -141,6 +153,14 @@ def open_disk(text: str, access: Access, job: Job) -> Iterator[OpenDisk]:
         source.close()
 
 
+def _with_own_hash(reference: Reference, snapshot: Snapshot) -> Reference:
+    """A disk's own name may hold a ``#``: that of a partition which was backed up alone does."""
+    whole = f"{reference.disk}#{reference.partition}"
+    if any(disk.name == whole for disk in snapshot.disks):
+        return replace(reference, disk=whole, partition=None)
+    return reference
+
+
 def is_image(reference: Reference, access: Access) -> bool:
     """Whether a reference leads into a ferrotype image."""
     if access.format == "raw":
@@ -149,6 +169,8 @@ def is_image(reference: Reference, access: Access) -> bool:
         return True
     if not reference.path.is_file():
         return False
+    if reference.path.suffix.lower() == IMAGE_SUFFIX:
+        return True  # a damaged one must not pass for a raw disk
     with reference.path.open("rb") as file:
         return file.read(8) == b"\x89FERRO\r\n"
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from ferrotype.block import Sink, Source
 from ferrotype.block.device import aligned_buffer
-from ferrotype.errors import MissingChunk, Refused
+from ferrotype.errors import FormatError, MissingChunk, Refused
+from ferrotype.extents import State
 from ferrotype.job import Job
 from ferrotype.pipeline import map_ordered
 from ferrotype.repository.sealing import ZERO_ID, ChunkId
@@ -133,17 +134,21 @@ def restore(
         job.advance(end - done)
         done = end
     if options.move_backup_table and part.length == part.disk.size and sink.size > part.length:
-        result.table_moved = _move_backup_table(part, sink)
+        result.table_moved = _move_backup_table(part, sink, job)
     job.begin("flushing")
     sink.flush()
     result.seconds = time.monotonic() - began
     return result
 
 
-def _move_backup_table(part: Part, sink: Sink) -> bool:
+def _move_backup_table(part: Part, sink: Sink, job: Job) -> bool:
     from ferrotype.repository.source import SnapshotSource
 
-    writes = moved_backup(SnapshotSource(part.repository, part.disk), sink.size, part.disk.sector_size)
+    try:
+        writes = moved_backup(SnapshotSource(part.repository, part.disk), sink.size, part.disk.sector_size)
+    except FormatError as error:
+        job.warn(f"the partition table is restored as it was, and not moved to the end of the target: {error}")
+        return False
     for offset, data in writes:
         sink.write(offset, memoryview(data))
     return bool(writes)
@@ -254,11 +259,13 @@ class _Worker:
             self._sink.write_zeros(zeros.target, zeros.length)
             return 0, 0, zeros.length, end
         zeroed = 0
-        for at in range(zeros.target, end, _BATCH):
-            length = min(_BATCH, end - at)
-            if not self._is_zero(self._target, at, length):
-                self._sink.write_zeros(at, length)
-                zeroed += length
+        starts, ends = self._target.extents(zeros.target, zeros.length).runs(State.ZERO, present=False)
+        for start, stop in zip(starts.tolist(), ends.tolist(), strict=True):
+            for at in range(start, stop, _BATCH):
+                length = min(_BATCH, stop - at)
+                if not self._is_zero(self._target, at, length):
+                    self._sink.write_zeros(at, length)
+                    zeroed += length
         return 0, zeros.length - zeroed, zeroed, end
 
     def _is_zero(self, target: Source, at: int, length: int) -> bool:

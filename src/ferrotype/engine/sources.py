@@ -35,7 +35,14 @@ def named_source(text: str, image: Path, access: Access, stack: ExitStack, job: 
         name = disk.record.name
     known = _hardware(reference.path) if is_device and reference.partition is None else None
     model = (known.model or "") if known else disk.record.model if disk.record else ""
-    return NamedSource(disk.source, name, reference.text, model, (known.serial or "") if known else "")
+    return NamedSource(
+        disk.source, as_text(name), as_text(reference.text), model, (known.serial or "") if known else ""
+    )
+
+
+def as_text(name: str) -> str:
+    """A name of the file system or the command line, without the bytes that are no UTF-8."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _hardware(path: Path) -> Disk | None:

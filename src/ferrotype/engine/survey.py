@@ -5,7 +5,7 @@ A survey never fails on content.  What cannot be understood is kept whole, and s
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -13,7 +13,8 @@ from ferrotype.block import Source
 from ferrotype.block.views import Slice
 from ferrotype.errors import FormatError, ReadError
 from ferrotype.extents import ExtentMap, State, merge
-from ferrotype.filesystems.registry import Identified, identify
+from ferrotype.filesystems import FileSystem
+from ferrotype.filesystems.registry import identify
 from ferrotype.units import format_size
 from ferrotype.volumes import Partition, Table
 from ferrotype.volumes.scan import scan
@@ -58,6 +59,15 @@ class Volume:
         return f"{what} ({self.label})" if self.label else what
 
 
+@dataclass(slots=True)
+class Told:
+    """Sentences for the user, by how much they matter."""
+
+    damage: list[str] = field(default_factory=list)  # tables and file systems that contradict themselves
+    unclean: list[str] = field(default_factory=list)  # file systems that were not unmounted
+    notes: list[str] = field(default_factory=list)  # what is kept whole for lack of a map, and what is left out
+
+
 @dataclass(frozen=True, slots=True)
 class Survey:
     """A surveyed disk."""
@@ -67,7 +77,7 @@ class Survey:
     table: Table | None
     volumes: tuple[Volume, ...]
     extents: ExtentMap  # of the whole disk: ZERO and HOLE as the source knows, FREE as the file systems say
-    warnings: tuple[str, ...]
+    told: Told  # what the user should know
 
     @property
     def regions(self) -> tuple[tuple[int, int], ...]:
@@ -88,38 +98,42 @@ def survey(
     source: Source, *, sector_size: int | None = None, exclude_swap_files: bool = False, allocation: bool = True
 ) -> Survey:
     """Look at a disk.  ``allocation=False`` leaves out the extents, for callers that need the layout only."""
-    warnings: list[str] = []
+    told = Told()
     table = None
+    parts: tuple[Partition, ...] = (Partition(0, 0, source.size, ""),) if source.size else ()
     try:
         table = scan(source, sector_size=sector_size)
     except (FormatError, ReadError) as error:
-        warnings.append(f"the partition table cannot be read, so the whole disk is kept: {error}")
+        told.damage.append(f"the partition table cannot be read, so the whole disk is kept: {error}")
+        parts = ()
     if table is not None:
-        warnings += table.warnings
+        told.damage += table.warnings
+        parts = table.partitions
     known = source.extents(0, source.size) if allocation else ExtentMap.uniform(0, source.size)
     volumes, maps, at = [], [], 0
-    for partition in table.partitions if table else (Partition(0, 0, source.size, ""),):
-        volume, free, notes = _volume(source, partition, exclude_swap_files, allocation)
+    for partition in parts:
+        volume, free = _volume(source, partition, told, exclude_swap_files, allocation)
         volumes.append(volume)
-        warnings += notes
         maps += [ExtentMap.uniform(at, partition.start - at), free]
         at = partition.end
     maps.append(ExtentMap.uniform(at, source.size - at))
     extents = merge(known, ExtentMap.concat([m for m in maps if m.length])) if source.size else known
+    if table is not None:  # a partition may lie over the table itself, whose sectors it would call free
+        extents = extents.cleared(State.FREE, table.metadata)
     return Survey(
         source.size,
         sector_size or (table.sector_size if table else source.traits.sector_size),
         table,
         tuple(volumes),
         extents,
-        tuple(warnings),
+        told,
     )
 
 
 def _volume(
-    source: Source, partition: Partition, exclude_swap_files: bool, allocation: bool
-) -> tuple[Volume, ExtentMap, list[str]]:
-    """One volume, its map in offsets of the disk, and what to tell the user."""
+    source: Source, partition: Partition, told: Told, exclude_swap_files: bool, allocation: bool
+) -> tuple[Volume, ExtentMap]:
+    """One volume, and its map in offsets of the disk."""
     whole = ExtentMap.uniform(partition.start, partition.size)
     volume = Volume(
         partition.index, partition.start, partition.size, partition.type or None, partition.label, partition.label,
@@ -129,27 +143,28 @@ def _volume(
     try:
         found = identify(view)
     except ReadError as error:
-        return replace(volume, note=str(error)), whole, [f"{volume.title} is kept whole: {error}"]
+        told.damage.append(f"{volume.title} is kept whole: {error}")
+        return replace(volume, note=str(error)), whole
     if found is None:
-        return volume, whole, [] if _blank(view) else [f"{volume.title} holds nothing known and is kept whole"]
+        if not _blank(view):
+            told.notes.append(f"{volume.title} holds nothing known and is kept whole")
+        return volume, whole
     volume = replace(volume, filesystem=found.kind, label=found.label or volume.label, uuid=found.uuid)
     if found.filesystem is None:
         note = found.problem or "ferrotype has no allocation map for it"
-        return replace(volume, note=note), whole, [f"{volume.title}, {found.kind}, is kept whole: {note}"]
+        told.notes.append(f"{volume.title}, {found.kind}, is kept whole: {note}")
+        return replace(volume, note=note), whole
     facts = found.filesystem.facts
     volume = replace(volume, block_size=facts.block_size, clean=facts.unclean is None)
     if not allocation:
-        return volume, whole, []
-    return _mapped(volume, found, view, exclude_swap_files)
+        return volume, whole
+    return _mapped(volume, found.filesystem, view, told, exclude_swap_files)
 
 
 def _mapped(
-    volume: Volume, found: Identified, view: Source, exclude_swap_files: bool
-) -> tuple[Volume, ExtentMap, list[str]]:
+    volume: Volume, filesystem: FileSystem, view: Source, told: Told, exclude_swap_files: bool
+) -> tuple[Volume, ExtentMap]:
     whole = ExtentMap.uniform(volume.start, volume.size)
-    filesystem = found.filesystem
-    if filesystem is None:
-        return volume, whole, []
     unclean = filesystem.facts.unclean
     try:
         free = filesystem.allocation()
@@ -159,14 +174,16 @@ def _mapped(
             swap = filesystem.swap_files()
             free = merge(free, swap)
             if left_out := swap.total(State.FREE):
-                note = f"{volume.title}: {format_size(left_out)} of paging and hibernation files are left out"
-                return volume, free.shift(volume.start), [note]
+                told.notes.append(
+                    f"{volume.title}: {format_size(left_out)} of paging and hibernation files are left out"
+                )
     except (FormatError, ReadError) as error:
-        volume = replace(volume, note=str(error), clean=False)
-        return volume, whole, [f"{volume.title}, {found.kind}, is damaged and kept whole: {error}"]
+        told.damage.append(f"{volume.title}, {volume.filesystem}, is damaged and kept whole: {error}")
+        return replace(volume, note=str(error), clean=False), whole
     if unclean:
-        return replace(volume, note=unclean), whole, [f"{volume.title}, {found.kind}, is kept whole: {unclean}"]
-    return volume, free.shift(volume.start), []
+        told.unclean.append(f"{volume.title}, {volume.filesystem}, is kept whole: {unclean}")
+        return replace(volume, note=unclean), whole
+    return volume, free.shift(volume.start)
 
 
 def _blank(view: Source) -> bool:

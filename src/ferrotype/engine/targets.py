@@ -53,8 +53,8 @@ def refuse_harm(target: Path, images: Sequence[Path]) -> None:
         for image in images:
             if lies_on(image, target):
                 raise Refused(f"{target} holds {image}, which is being restored from; nothing was written")
-        if reasons := uses(target):
-            raise Refused(f"{target} is in use: {'; '.join(reasons)}; nothing was written")
+    if target.exists() and (reasons := uses(target)):
+        raise Refused(f"{target} is in use: {'; '.join(reasons)}; nothing was written")
 
 
 @contextmanager

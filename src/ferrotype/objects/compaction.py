@@ -17,6 +17,7 @@ from ferrotype.objects.layout import RECORDS_AT, CatalogEntry, Place
 from ferrotype.units import MiB
 
 _BATCH: Final = 256 * MiB  # bytes moved between two catalogs
+_SMALL_PASSES: Final = 4  # what moves leaves gaps of its own, and so does a catalog that is replaced
 _LOOK_BACK: Final = 256  # records tried for one gap, from the end
 
 
@@ -24,6 +25,9 @@ class Movable(Protocol):
     """What compaction needs of a container."""
 
     def live(self) -> Sequence[CatalogEntry]: ...
+
+    def catalogs(self) -> Sequence[CatalogEntry]:
+        """Records that say where the live ones stand: never overwritten before the next ``settle``."""
 
     def volume_sizes(self) -> Sequence[int]: ...
 
@@ -47,17 +51,17 @@ def gaps_between(entries: Sequence[CatalogEntry], sizes: Sequence[int]) -> list[
 
 def compact(container: Movable, advance: Callable[[int], None]) -> None:
     """Fill gaps from the end until nothing fits any more, then cut the file."""
-    while moved := _fill_gaps(container, advance):
+    small = 0
+    while small < _SMALL_PASSES and (moved := _fill_gaps(container, advance)):
         container.settle()
-        if moved < _BATCH // 2:
-            break
+        small = 0 if moved >= _BATCH // 2 else small + 1
     container.cut()
 
 
 def _fill_gaps(container: Movable, advance: Callable[[int], None]) -> int:
     entries = sorted(container.live(), key=lambda e: (e.volume, e.offset))
     moved = 0
-    for place, room in gaps_between(entries, container.volume_sizes()):
+    for place, room in gaps_between([*entries, *container.catalogs()], container.volume_sizes()):
         while room and moved < _BATCH:
             index = _last_that_fits(entries, place, room)
             if index is None:

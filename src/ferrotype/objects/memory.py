@@ -31,7 +31,7 @@ class MemoryStore:
         return len(self._object(name))
 
     def list(self, prefix: str, /) -> Iterator[ObjectInfo]:
-        return (ObjectInfo(n, len(self.objects[n])) for n in sorted(self.objects) if n.startswith(prefix))
+        return iter([ObjectInfo(n, len(self.objects[n])) for n in sorted(self.objects) if n.startswith(prefix)])
 
     def delete(self, name: str, /) -> None:
         self._object(name)

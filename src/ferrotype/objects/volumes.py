@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
-from ferrotype.errors import DeviceError, WriteError
+from ferrotype.errors import DeviceError, Locked, WriteError
 from ferrotype.linux import punch_hole
 from ferrotype.objects import Bytes
+from ferrotype.objects.lock import lock_for_writing
 
 _IOV_MAX: Final = 1024  # buffers the kernel takes in one call
 
@@ -54,11 +55,26 @@ class PosixFile:
     def __init__(self, path: Path, *, writable: bool, create: bool = False) -> None:
         self.path = path
         self._unpublished = path.with_name(f".{path.name}.new") if create else None
-        flags = os.O_CLOEXEC | (os.O_RDWR if writable else os.O_RDONLY) | (os.O_CREAT | os.O_TRUNC if create else 0)
+        flags = os.O_CLOEXEC | (os.O_RDWR if writable else os.O_RDONLY) | (os.O_CREAT if create else 0)
         try:
             self._fd = os.open(self._unpublished or path, flags, 0o600)
         except OSError as error:
             raise DeviceError(f"{path} cannot be {'created' if create else 'opened'}: {error.strerror}") from error
+        if self._unpublished is not None:
+            self._claim(self._unpublished)
+
+    def _claim(self, unpublished: Path) -> None:
+        """Make the new file this process's own, be it left from one that was cut, before anything in it is lost."""
+        try:
+            lock_for_writing(self._fd, str(self.path))
+            if os.fstat(self._fd).st_ino != unpublished.stat().st_ino:
+                raise Locked(f"{self.path} is being created by another process")
+            os.ftruncate(self._fd, 0)
+        except (OSError, Locked) as error:
+            os.close(self._fd)
+            if isinstance(error, Locked):
+                raise
+            raise DeviceError(f"{self.path} cannot be created: {error.strerror}") from error
 
     def read(self, offset: int, length: int, /) -> bytes:
         try:

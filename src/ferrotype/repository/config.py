@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from base64 import b64decode, b64encode
 from datetime import UTC, datetime
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -24,7 +24,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     version: int = 1
     id: str
-    created: datetime
+    created: Annotated[datetime, msgspec.Meta(tz=True)]
     encryption: Literal["none", "aes-256-gcm"]
     master: str | None = None  # base64; in the clear where nothing is encrypted, so that ids are still keyed
     chunk_size: int = DEFAULT_CHUNK  # bytes; for new disks
@@ -67,7 +67,7 @@ def decode_config(data: bytes) -> Config:
     """Raises InvalidImage or UnsupportedError."""
     try:
         config = msgspec.json.decode(data, type=Config)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise InvalidImage(f"the configuration is damaged: {error}") from error
     if config.version != 1 or config.features:
         raise UnsupportedError(

@@ -14,6 +14,7 @@ needed: never more than 44 bytes a chunk.  Many ids at once are looked up with w
 from __future__ import annotations
 
 import bisect
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -28,7 +29,7 @@ from ferrotype.objects.memory import MemoryStore
 from ferrotype.records import Record, b4, b16, record, u32, u64
 from ferrotype.repository.packs import PREFIX as PACKS
 from ferrotype.repository.packs import read_table
-from ferrotype.repository.sealing import ID_SIZE, OBJECT_ID_SIZE, Sealer
+from ferrotype.repository.sealing import ID_SIZE, MAX_PLAIN, OBJECT_ID_SIZE, Sealer
 
 PREFIX: Final = "index/"
 PAGE_ENTRIES: Final = 1024
@@ -80,6 +81,17 @@ def keys_of(ids: NDArray[np.void]) -> Keys:
 def sorted_entries(entries: Entries) -> Entries:
     """By id: the order of a segment.  Only the leading eight bytes are compared, which keyed hashes make unique."""
     return entries[np.argsort(keys_of(entries["id"]), kind="stable")]
+
+
+def only_used(entries: Entries, packs: Sequence[str]) -> tuple[Entries, list[str]]:
+    """The entries, and only those packs they refer to.
+
+    A segment that listed a pack without its chunks would make it look empty, or known, to whoever asks for packs.
+    """
+    used, numbers = np.unique(entries["pack"], return_inverse=True)
+    entries = entries.copy()
+    entries["pack"] = numbers
+    return entries, [packs[number] for number in used.tolist()]
 
 
 # ---------------------------------------------------------------------- writing
@@ -181,6 +193,13 @@ class Segment:
 
     def find(self, chunk_id: bytes) -> Location | None:
         """Where one chunk stands."""
+        entry = self._entry(chunk_id)
+        if entry is None:
+            return None
+        _, pack, offset, length = entry.item()
+        return Location(self.packs[pack], offset, length)
+
+    def _entry(self, chunk_id: bytes) -> np.void | None:
         if self._first_list is None:
             self._first_list = self._firsts.tolist()
         key = int.from_bytes(chunk_id[:8], "big")
@@ -190,8 +209,8 @@ class Segment:
             at = int(np.searchsorted(_page_keys(page), key))
             while at < len(page) and page["id"][at].tobytes()[:8] == chunk_id[:8]:
                 if page["id"][at].tobytes() == chunk_id:
-                    _, pack, offset, length = page[at].item()
-                    return Location(self.packs[pack], offset, length)
+                    entry: np.void = page[at]
+                    return entry
                 at += 1
             if self._first_list[number] != key:
                 return None
@@ -213,10 +232,16 @@ class Segment:
                 continue
             page = self.page(number)
             wanted = order[start:end]
-            at = np.minimum(np.searchsorted(_page_keys(page), keys[wanted]), len(page) - 1)
+            page_keys = _page_keys(page)
+            at = np.minimum(np.searchsorted(page_keys, keys[wanted]), len(page) - 1)
             hit = page["id"][at] == ids[wanted]
             positions.append(wanted[hit])
             entries.append(page[at[hit]])
+            # Another id with the same leading bytes may stand before the one that is meant.
+            for position in wanted[~hit & (page_keys[at] == keys[wanted])].tolist():
+                if (entry := self._entry(ids[position].tobytes())) is not None:
+                    positions.append(np.array([position], np.int64))
+                    entries.append(np.array([entry], ENTRY))
         if not positions:
             return np.zeros(0, np.int64), np.zeros(0, ENTRY)
         return np.concatenate(positions), np.concatenate(entries)
@@ -251,7 +276,7 @@ def _open_directory(store: ObjectStore, name: str, sealer: Sealer) -> tuple[Segm
         segment_id = bytes.fromhex(name.removeprefix(PREFIX))
         plain = open_long(sealer, segment_id, store.get(name, SegmentHeader.SIZE, header.directory_length))
         directory = msgspec.msgpack.decode(plain, type=Directory)
-    except (ValueError, CorruptChunk, msgspec.DecodeError) as error:
+    except (ValueError, CorruptChunk, msgspec.DecodeError, RecursionError) as error:
         raise CorruptObject(name, "its directory cannot be read") from error
     unsized = SegmentHeader(header.magic, header.version, header.count, 0, header.salt, header.spare)
     pages = -(-header.count // PAGE_ENTRIES)
@@ -260,6 +285,7 @@ def _open_directory(store: ObjectStore, name: str, sealer: Sealer) -> tuple[Segm
         or len(directory.first_keys) != 8 * pages
         or len(directory.page_hashes) != OBJECT_ID_SIZE * pages
         or len(directory.frame_lengths) != pages
+        or not all(0 < length <= MAX_PLAIN for length in directory.frame_lengths)
         or start + sum(directory.frame_lengths) != size
     ):
         raise CorruptObject(name, "its directory does not match its name")
@@ -275,29 +301,63 @@ class Index:
     def __init__(self, store: ObjectStore, sealer: Sealer, warn: Callable[[str], None]) -> None:
         self._store = store
         self._sealer = sealer
+        self._warn = warn
+        self._mending = threading.Lock()
         self.segments: list[Segment] = []
         self.damaged: list[str] = []
+        self.rebuilt: Segment | None = None
+        stored = {info.name for info in store.list(PACKS)}
+        readable = []
         for info in store.list(PREFIX):
             try:
-                self.segments.append(Segment(store, info.name, sealer))
+                segment = Segment(store, info.name, sealer)
+                if not stored.issuperset(segment.packs):
+                    raise CorruptObject(info.name, "it lists packs that are not stored")
+                readable.append(segment)
             except CorruptObject as error:
-                warn(f"{error}; the tables of the packs it lists are read instead")
-                self.damaged.append(info.name)
-        self.rebuilt = self._rebuild(warn) if self.damaged else None
-        if self.rebuilt is not None:
-            self.segments.append(self.rebuilt)
-        self.segments.sort(key=lambda s: s.count, reverse=True)
+                self._say_damaged(error)
+        self._settle(readable)
 
-    def _rebuild(self, warn: Callable[[str], None]) -> Segment:
+    def readable(self, segment: Segment) -> bool:
+        """Whether all pages of a segment can be read; one of which they cannot is replaced."""
+        try:
+            segment.entries()
+        except CorruptObject as error:
+            self._replace(segment, error)
+            return False
+        return True
+
+    def _replace(self, segment: Segment, error: CorruptObject) -> None:
+        """Go on without a segment that turned out to be damaged."""
+        with self._mending:
+            if segment not in self.segments:
+                return  # another thread was quicker
+            if segment is self.rebuilt:
+                raise error
+            self._say_damaged(error)
+            self._settle([s for s in self.segments if s is not segment and s is not self.rebuilt])
+
+    def _say_damaged(self, error: CorruptObject) -> None:
+        self._warn(f"{error}; the tables of the packs it lists are read instead")
+        self.damaged.append(error.name)
+
+    def _settle(self, segments: list[Segment]) -> None:
+        """Use these segments, and the tables of the packs that none of them lists where one is damaged."""
+        self.rebuilt = self._rebuild(segments) if self.damaged else None
+        if self.rebuilt is not None:
+            segments = [*segments, self.rebuilt]
+        self.segments = sorted(segments, key=lambda s: s.count, reverse=True)
+
+    def _rebuild(self, readable: list[Segment]) -> Segment:
         """A segment in memory for the packs that no readable segment lists."""
-        listed = self.packs()
+        listed = {pack for segment in readable for pack in segment.packs}
         packs: list[str] = []
         parts = [np.zeros(0, ENTRY)]
         for name in [info.name for info in self._store.list(PACKS) if info.name not in listed]:
             try:
                 table = read_table(self._store, name, self._sealer)
             except CorruptObject as error:
-                warn(str(error))
+                self._warn(str(error))
                 continue
             entries = np.zeros(len(table), ENTRY)
             entries["id"], entries["pack"] = table.ids, len(packs)
@@ -319,8 +379,12 @@ class Index:
 
     def find(self, chunk_id: bytes) -> Location | None:
         for segment in self.segments:
-            if (location := segment.find(chunk_id)) is not None:
-                return location
+            try:
+                if (location := segment.find(chunk_id)) is not None:
+                    return location
+            except CorruptObject as error:
+                self._replace(segment, error)
+                return self.find(chunk_id)
         return None
 
     def find_many(
@@ -335,7 +399,11 @@ class Index:
             missing = np.flatnonzero(number < 0)
             if len(missing) == 0:
                 break
-            found, entries = segment.find_many(ids[missing])
+            try:
+                found, entries = segment.find_many(ids[missing])
+            except CorruptObject as error:
+                self._replace(segment, error)
+                return self.find_many(ids)
             where = missing[found]
             number[where] = entries["pack"].astype(np.int64) + len(packs)
             offset[where] = entries["offset"]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from base64 import b64decode, b64encode
 from datetime import UTC, datetime
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from cryptography.exceptions import InvalidTag
@@ -51,7 +51,7 @@ class KeySlot(msgspec.Struct, frozen=True):
 
     id: str
     kind: Literal["passphrase", "keyfile"]
-    created: datetime
+    created: Annotated[datetime, msgspec.Meta(tz=True)]
     label: str
     cost: Cost
     salt: str
@@ -70,7 +70,11 @@ def lock(master: bytes, secret: Secret, label: str = "", cost: Cost | None = Non
 
 
 def unlock(slots: list[KeySlot], secret: Secret) -> tuple[bytes, KeySlot]:
-    """The master key, and the slot that gave it.  Raises KeyRefused where no slot opens."""
+    """The master key, and the slot that gave it.  Raises KeyRefused where no slot opens.
+
+    A damaged slot does not stand in the way of another one.
+    """
+    damaged: InvalidImage | None = None
     for slot in slots:
         if slot.kind != secret.kind:
             continue
@@ -80,7 +84,9 @@ def unlock(slots: list[KeySlot], secret: Secret) -> tuple[bytes, KeySlot]:
         except InvalidTag:
             continue
         except ValueError as error:
-            raise InvalidImage(f"key slot {slot.id} is damaged: {error}") from error
+            damaged = InvalidImage(f"key slot {slot.id} is damaged: {error}")
+    if damaged is not None:
+        raise damaged
     what = "passphrase" if secret.kind == "passphrase" else "key file"
     raise KeyRefused(f"the {what} opens none of the image's key slots")
 
@@ -93,7 +99,7 @@ def decode_slot(data: bytes) -> KeySlot:
     """Raises InvalidImage for anything but a key slot with bearable costs."""
     try:
         slot = msgspec.json.decode(data, type=KeySlot)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise InvalidImage(f"a key slot is damaged: {error}") from error
     cost = slot.cost
     if not (

@@ -91,7 +91,13 @@ def read_table(store: ObjectStore, name: str, sealer: Sealer) -> PackTable:
         raise CorruptObject(name, "it is cut short")
     header = PackHeader.unpack(head)
     start = PackHeader.SIZE + header.table_length
-    if header.magic != _MAGIC or header.version != 1 or header.count > MAX_FRAMES or start > size:
+    if (
+        header.magic != _MAGIC
+        or header.version != 1
+        or header.count > MAX_FRAMES
+        or start > size
+        or (header.table_length != header.count * TABLE.itemsize + sealer.overhead)
+    ):
         raise CorruptObject(name, "its header is wrong")
     try:
         pack_id = bytes.fromhex(name.removeprefix(PREFIX))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -65,7 +65,7 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """One committed backup.  ``id`` is not stored: it is the object's name."""
 
-    created: datetime
+    created: Annotated[datetime, msgspec.Meta(tz=True)]
     host: str
     name: str
     disks: tuple[DiskRecord, ...]
@@ -100,7 +100,7 @@ def decode(name: str, data: bytes) -> Snapshot:
         snapshot = msgspec.json.decode(data, type=Snapshot)
         for disk in snapshot.disks:
             _check(disk)
-    except (msgspec.DecodeError, ValueError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise CorruptObject(name, f"its record is wrong: {error}") from error
     if snapshot.version != 1:
         raise CorruptObject(name, f"its record is of version {snapshot.version}; use a newer ferrotype")

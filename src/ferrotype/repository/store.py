@@ -200,8 +200,15 @@ class Repository:
 
 
 def read_slots(store: ObjectStore) -> list[slots.KeySlot]:
-    """All key slots, oldest first."""
-    found = [slots.decode_slot(store.get(info.name)) for info in store.list(KEYS)]
+    """The readable key slots, oldest first.  Raises where there are some and none can be read."""
+    found, damaged = [], None
+    for info in store.list(KEYS):
+        try:
+            found.append(slots.decode_slot(store.get(info.name)))
+        except (InvalidImage, CorruptObject) as error:
+            damaged = error
+    if damaged is not None and not found:
+        raise damaged
     return sorted(found, key=lambda slot: (slot.created, slot.id))
 
 

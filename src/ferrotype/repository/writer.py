@@ -14,18 +14,17 @@ from typing import Final
 
 import numpy as np
 
-from ferrotype.errors import CorruptObject, FerrotypeError
+from ferrotype.errors import CorruptObject, FerrotypeError, WriteError
 from ferrotype.repository import index as ix
 from ferrotype.repository import snapshots
 from ferrotype.repository.packs import MAX_FRAMES, PackBuilder
 from ferrotype.repository.sealing import ChunkId
 from ferrotype.repository.snapshots import Snapshot
 from ferrotype.repository.store import Repository
-from ferrotype.units import GiB, MiB
+from ferrotype.units import GiB
 
 _CHECKPOINT: Final = 4 * GiB  # stored bytes between two checkpoints: what a cut writer may have to prove again
 _QUEUE: Final = 2  # packs waiting for storage; more would only use memory
-_READ: Final = 8 * MiB
 
 
 class Recent:
@@ -75,6 +74,7 @@ class Writer:
         self._store = repository.store
         self._pool = pool
         self._flying: list[Future[None]] = []
+        self._lost = False  # a pack was not stored: what refers to it must not be either
         self._pack = PackBuilder()
         self._packs: list[str] = []  # names by number; the pack being filled has the number len(self._packs)
         self._starts: list[int] = []  # where the frames of each pack begin
@@ -118,6 +118,19 @@ class Writer:
         self._store.flush()
         self._since_checkpoint = 0
 
+    def abandon(self, *, whole: bool) -> None:
+        """Keep what can be kept after an error.
+
+        Where it is not certain that all was stored (not ``whole``), nothing is said to be: the next writer looks for
+        itself which packs are there.
+        """
+        if whole and not self._lost:
+            self.checkpoint()
+            return
+        for future in self._flying:
+            future.exception()
+        self._store.flush()
+
     def commit(self, snapshot: Snapshot) -> Snapshot:
         """Put a snapshot, after everything it refers to is durable; on return it cannot be lost any more."""
         self._put_pack()
@@ -127,7 +140,13 @@ class Writer:
         name, frame = self._sealer.seal_object(snapshots.KIND, snapshots.encode(snapshot))
         self._put(name, [frame])
         self._store.flush()
+        self._start_over()
         return snapshots.decode(name, snapshots.encode(snapshot))
+
+    def _start_over(self) -> None:
+        """Everything is in the index now, which is read anew."""
+        self._repository.forget_index()
+        self._packs, self._starts, self._segments, self._recent = [], [], [], Recent()
 
     # ------------------------------------------------------------------ packs
 
@@ -147,8 +166,14 @@ class Writer:
         self.stored += sum(map(len, parts))
 
     def _wait(self, left: int) -> None:
+        if self._lost:
+            raise WriteError("a pack of this backup could not be stored; start it again")
         while len(self._flying) > left:
-            self._flying.pop(0).result()
+            try:
+                self._flying.pop(0).result()
+            except BaseException:
+                self._lost = True
+                raise
 
     # ------------------------------------------------------------------ index
 
@@ -159,7 +184,8 @@ class Writer:
         return located
 
     def _put_segment(self, entries: ix.Entries) -> None:
-        name, parts = ix.build_segment(self._located(entries), self._packs, self._sealer, os.urandom(16))
+        located, packs = ix.only_used(self._located(entries), self._packs)
+        name, parts = ix.build_segment(located, packs, self._sealer, os.urandom(16))
         self._put(name, parts)
         self._segments.append(name)
 
@@ -171,14 +197,7 @@ class Writer:
         index = self._repository.index
         if not len(entries) and index.rebuilt is None:
             return
-        absorbed = [index.rebuilt] if index.rebuilt else []
-        total = len(entries) + sum(segment.count for segment in absorbed)
-        for segment in sorted(index.segments, key=lambda s: s.count):
-            if segment.count > total:
-                break
-            if segment is not index.rebuilt:
-                absorbed.append(segment)
-                total += segment.count
+        absorbed = self._absorbable(len(entries))
         old, old_packs = ix.merged(absorbed)
         entries = self._located(entries)
         entries["pack"] += len(old_packs)
@@ -190,6 +209,22 @@ class Writer:
         for obsolete in [*self._segments, *stored, *index.damaged]:
             self._store.delete(obsolete)
         self._segments = []
+
+    def _absorbable(self, added: int) -> list[ix.Segment]:
+        """The mended segment, and those that are no larger than what is written along with them."""
+        index = self._repository.index
+        absorbed = [index.rebuilt] if index.rebuilt else []
+        total = added + sum(segment.count for segment in absorbed)
+        for segment in sorted(index.segments, key=lambda s: s.count):
+            if segment.count > total:
+                break
+            if segment is index.rebuilt:
+                continue
+            if not index.readable(segment):
+                return self._absorbable(added)  # the mended one holds more now
+            absorbed.append(segment)
+            total += segment.count
+        return absorbed
 
     def _adopt_orphans(self) -> None:
         """Take up packs that no index segment lists: a writer was cut.  Every frame is proven first."""
@@ -219,7 +254,7 @@ def open_writer(repository: Repository) -> Iterator[Writer]:
         writer = Writer(repository, pool)
         try:
             yield writer
-        except BaseException:
+        except BaseException as error:
             with suppress(FerrotypeError, OSError):  # the first error is the one to report
-                writer.checkpoint()
+                writer.abandon(whole=isinstance(error, FerrotypeError) and not isinstance(error, WriteError))
             raise

@@ -1,0 +1,88 @@
+"""Two writers, Ctrl-C, and a cut backup taken up again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from ferrotype.units import MiB
+from tests.cli.program import TIMEOUT, ferrotype, started, terminal
+
+SLOW = ("--level", "19", "--pack-size", "1MiB", "--progress", "json")
+
+
+@pytest.fixture
+def noise(tmp_path: Path) -> Path:
+    """Bytes that take a while: half of them compress."""
+    path = tmp_path / "noise.img"
+    path.write_bytes(b"".join(os.urandom(MiB // 2).hex().encode() for _ in range(64)))
+    return path
+
+
+def wait_for(process: subprocess.Popen[bytes], done: int) -> None:
+    """Read progress until that many bytes of the disk are backed up."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith(b"{"):
+            progress = json.loads(line)
+            if progress["phase"].startswith("backing up") and progress["done"] >= done:
+                return
+    raise AssertionError("the backup ended before it could be stopped")
+
+
+def test_a_second_writer_and_ctrl_c_and_going_on(noise: Path, tmp_path: Path) -> None:
+    image = tmp_path / "a.ferro"
+    (tmp_path / "small.img").write_bytes(b"small" * 1000 + bytes(120))
+    ferrotype("backup", tmp_path / "small.img", image, "--pack-size", "1MiB", "-q")
+    slow = (*SLOW[:2], *SLOW[4:])
+    with started("backup", noise, image, *slow) as process:
+        wait_for(process, 8 * MiB)
+        process.send_signal(signal.SIGSTOP)
+        for words in (["backup", tmp_path / "small.img"], ["prune"], ["forget"], ["compact"]):
+            done = ferrotype(*words, image, *(["--keep-last", "1"] if words == ["forget"] else []), code=7)
+            assert f"process {process.pid} " in done.err
+        assert len(ferrotype("list", image, "--json").document["snapshots"]) == 1  # reading goes on meanwhile
+        process.send_signal(signal.SIGCONT)
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        assert process.wait(TIMEOUT) == 130
+        assert time.monotonic() - began < 1
+        assert process.stdout is not None
+        assert process.stdout.read() == b""
+    assert len(ferrotype("list", image, "--json").document["snapshots"]) == 1
+    done = ferrotype("backup", noise, image, "--json", "-q")
+    assert done.document["deduplicated_bytes"] >= 4 * MiB
+    assert any("taken up again" in warning for warning in done.document["warnings"])
+    assert ferrotype("checksum", image).out.split()[0] == ferrotype("checksum", noise).out.split()[0]
+    assert ferrotype("verify", image, "--deep", "--json").document["ok"] is True
+
+
+def test_ctrl_c_at_a_terminal_under_a_bar(noise: Path, tmp_path: Path) -> None:
+    with terminal("backup", noise, tmp_path / "a.ferro", "--level", "19", "--pack-size", "1MiB") as at:
+        at.expect("█")
+        at.expect("MiB/s")
+        os.write(at.fd, b"\x03")
+        screen = at.end(130)
+    assert "backing up noise.img" in screen
+    assert "%" in screen
+    assert screen.rstrip().endswith("ferrotype: stopped")
+
+
+def test_a_stopped_restore_leaves_nothing(tmp_path: Path) -> None:
+    source = tmp_path / "source.img"
+    source.write_bytes(os.urandom(MiB) * 96)
+    ferrotype("backup", source, tmp_path / "a.ferro")
+    source.unlink()
+    with started("restore", tmp_path / "a.ferro", tmp_path / "out.img", "--progress", "json") as process:
+        assert process.stderr is not None
+        process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        code = process.wait(TIMEOUT)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert (code, names) in [(130, ["a.ferro"]), (0, ["a.ferro", "out.img"])]

@@ -1,0 +1,146 @@
+"""The Python interface, and the examples its documentation gives."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ferrotype
+from ferrotype.errors import Cancelled, InvalidImage, KeyRefused, Refused, UsageError
+from ferrotype.job import NullJob
+from ferrotype.units import MiB
+from tests.machine import run
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """8 MiB: an MBR and a FAT volume with one file.  The current folder is the one it is in."""
+    monkeypatch.chdir(tmp_path)
+    part = tmp_path / "part"
+    part.write_bytes(bytes(6 * MiB))
+    run("mkfs.vfat", "-n", "STICK", part)
+    (tmp_path / "file").write_bytes(os.urandom(MiB))
+    run("mcopy", "-i", part, tmp_path / "file", "::/")
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(MiB) + part.read_bytes() + bytes(MiB))
+    run("sfdisk", "-q", path, text_in="label: dos\nstart=2048, size=12288, type=e\n")
+    part.unlink()
+    (tmp_path / "file").unlink()
+    return path
+
+
+def test_the_documentation_runs(disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/python.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert len(blocks) >= 6
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "docs/python.md", "exec"), names)  # noqa: S102  the documentation's own words
+    said = capsys.readouterr().out
+    assert "1 vfat STICK" in said
+    assert "boot signature 55aa" in said
+    assert "restored.img exists" in said
+    assert "backing up disk.img of" in said
+    assert names["job"].warnings == []
+    assert len(ferrotype.list_snapshots("laptop.ferro", password="correct horse")) == 2
+    run("cmp", "-n", str(MiB), disk, "restored.img")
+    run("fsck.vfat", "-n", f"{cut_out('restored.img')}")
+
+
+def cut_out(path: str) -> str:
+    Path("part").write_bytes(Path(path).read_bytes()[MiB : 7 * MiB])
+    return "part"
+
+
+def test_a_round_trip(disk: Path) -> None:
+    snapshot = ferrotype.backup(disk, "a.ferro", all_sectors=True, name="mine", tags=["x"])
+    assert (snapshot.name, snapshot.tags, snapshot.statistics.disk_bytes) == ("mine", ("x",), 8 * MiB)
+    (listed,) = ferrotype.list_snapshots(Path("a.ferro"))
+    assert listed == snapshot
+    content = disk.read_bytes()
+    with ferrotype.open_disk("a.ferro::mine#1") as source:
+        read = bytearray(6 * MiB)
+        source.read_into(0, memoryview(read))
+    assert hashlib.sha256(read).digest() == hashlib.sha256(content[MiB : 7 * MiB]).digest()
+    done = ferrotype.restore("a.ferro", "out.img")
+    assert done.disk_bytes == 8 * MiB
+    assert Path("out.img").read_bytes() == content
+    assert ferrotype.checksum("out.img") == ferrotype.checksum(disk) == ferrotype.checksum("a.ferro::x")
+    assert ferrotype.verify("a.ferro", deep=True).ok
+    assert ferrotype.info(disk).as_json()["table"] == "mbr"
+    again = ferrotype.restore("a.ferro", "out.img", overwrite=True, delta=True)
+    assert again.written_bytes == again.zeroed_bytes == 0
+
+
+def test_several_disks(disk: Path) -> None:
+    Path("other.img").write_bytes(b"other" * 2000 + bytes(240))
+    snapshot = ferrotype.backup([disk, "other.img"], "a.ferro")
+    assert [record.name for record in snapshot.disks] == ["disk.img", "other.img"]
+    with pytest.raises(UsageError, match="several disks"):
+        ferrotype.checksum("a.ferro")
+    assert ferrotype.checksum("a.ferro::latest/other.img") == ferrotype.checksum("other.img")
+
+
+def test_what_goes_wrong(disk: Path) -> None:
+    ferrotype.backup(f"{disk}#1", "plain.ferro")
+    with pytest.raises(KeyRefused, match="not encrypted"):
+        ferrotype.list_snapshots("plain.ferro", password="x")
+    with pytest.raises(KeyRefused, match="not encrypted"):
+        ferrotype.backup(disk, "plain.ferro", password="x")
+    with pytest.raises(UsageError, match="does not exist"):
+        ferrotype.verify("nowhere.ferro")
+    with pytest.raises(InvalidImage):
+        ferrotype.list_snapshots(disk)
+    with pytest.raises(Refused, match="is the source"):
+        ferrotype.backup(disk, disk)
+    before = disk.read_bytes()
+    with pytest.raises(Refused, match="exists"):
+        ferrotype.restore("plain.ferro", disk)
+    with pytest.raises(Refused, match="restored from"):
+        ferrotype.restore("plain.ferro", "plain.ferro", overwrite=True)
+    assert disk.read_bytes() == before
+
+
+def test_a_job_stops_the_work_and_hears_of_it(disk: Path) -> None:
+    with pytest.raises(Cancelled):
+        ferrotype.backup(disk, "a.ferro", job=NullJob(stop=True))
+    assert not Path("a.ferro").exists() or ferrotype.list_snapshots("a.ferro") == []
+    ferrotype.backup(disk, "a.ferro")
+    with pytest.raises(Cancelled):
+        ferrotype.restore("a.ferro", "out.img", job=NullJob(stop=True))
+    assert not Path("out.img").exists()
+    assert not list(Path().glob(".out*"))
+    disk.rename("unnamed")
+    job = NullJob()
+    ferrotype.checksum("unnamed", job=job)
+    assert job.notes == ["unnamed is read as a raw disk"]
+
+
+def test_importing_the_package_costs_nothing() -> None:
+    script = (
+        "import sys, ferrotype; print(sorted({n.split('.')[0] for n in sys.modules} & {'numpy', 'rich', 'click'}))"
+    )
+    env = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    assert run(sys.executable, "-c", script, env=env) == "[]\n"
+    with pytest.raises(AttributeError, match="no_such_name"):
+        ferrotype.no_such_name  # noqa: B018
+
+
+def test_every_public_name_is_there_and_documented() -> None:
+    text = (ROOT / "docs/python.md").read_text()
+    for name in ferrotype.__all__:
+        assert getattr(ferrotype, name) is not None
+        assert name == "__version__" or f"ferrotype.{name}(" in text, name
+    script = "from ferrotype import *; print(backup, restore)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, check=False
+    )
+    assert done.returncode == 0
