@@ -16,10 +16,11 @@ from typing import Any
 
 import jobs
 from contest import Row, Rules, hold
-from disks import Manifest
 from matrix import measure_matrix
 from measure import Sample, median, ratio, shell, timed
 from workspace import BENCH, workspace
+
+from disks import Manifest
 
 MB = 1e6
 FAST = Path("/dev/shm")  # noqa: S108  a folder of our own is made in it

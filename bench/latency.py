@@ -16,9 +16,8 @@ from bisect import bisect_right
 from itertools import accumulate
 from pathlib import Path
 
-from disks import Manifest, in_use, load_free
-
 import ferrotype
+from disks import Manifest, in_use, load_free
 
 BLOCK = 4096
 

@@ -31,6 +31,7 @@ from typing import Final
 
 import content
 from content import Item, Stock
+
 from disks import Day, Manifest, MiB, Partition, digest, in_use, load_free
 
 GiB: Final = 1 << 30

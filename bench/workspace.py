@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from disks import Manifest
 from measure import shell
+
+from disks import Manifest
 
 BENCH = Path(__file__).resolve().parent
 

@@ -79,7 +79,6 @@ class _Tally:
     zero: int = 0
     deduplicated: int = 0
     new: int = 0
-    stored: int = 0
     chunks: int = 0
     new_chunks: int = 0
     unreadable: list[tuple[int, int]] = field(default_factory=list)
@@ -89,7 +88,6 @@ class _Tally:
         self.zero += other.zero
         self.deduplicated += other.deduplicated
         self.new += other.new
-        self.stored += other.stored
         self.chunks += other.chunks
         self.new_chunks += other.new_chunks
         self.unreadable += other.unreadable
@@ -154,7 +152,6 @@ def backup(repository: Repository, sources: Sequence[NamedSource], options: Back
             zero_bytes=sum(disk.plan.zero_bytes for disk in prepared) + total.zero,
             deduplicated_bytes=total.deduplicated,
             new_bytes=total.new,
-            stored_bytes=total.stored,
             chunks=total.chunks,
             new_chunks=total.new_chunks,
             seconds=round(time.monotonic() - began, 3),
@@ -240,7 +237,6 @@ def _backup_disk(
         for chunk_id, frame, length in sealed.new:
             if writer.add(chunk_id, frame):
                 tally.new += length
-                tally.stored += len(frame)
                 tally.new_chunks += 1
             else:
                 tally.deduplicated += length

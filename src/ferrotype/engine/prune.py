@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ferrotype.errors import IntegrityError
 from ferrotype.job import Job
 from ferrotype.repository import index as ix
-from ferrotype.repository.packs import PackBuilder
+from ferrotype.repository.packs import MAX_FRAMES, PackBuilder
 from ferrotype.repository.sealing import ZERO_ID, ChunkId
 from ferrotype.repository.store import Repository
 
@@ -118,6 +118,7 @@ def _is_live(live: LiveKeys, entries: ix.Entries) -> NDArray[np.bool_]:
 def _weigh(repository: Repository, live: LiveKeys, result: PruneResult) -> _Plan:
     plan = _Plan()
     index = repository.index
+    weights: dict[str, tuple[int, int]] = {}  # bytes of frames, and of live ones
     for segment in index.segments:
         entries = segment.entries()
         lengths = entries["length"].astype(np.int64)
@@ -126,14 +127,17 @@ def _weigh(repository: Repository, live: LiveKeys, result: PruneResult) -> _Plan
         kept = np.bincount(entries["pack"], needed, len(segment.packs)).astype(np.int64).tolist()
         segment.release()
         for name, all_bytes, live_bytes in zip(segment.packs, total, kept, strict=True):
-            result.live_bytes += live_bytes
-            if live_bytes == 0:
-                plan.drop.add(name)
-                result.dead_bytes += all_bytes
-            elif all_bytes - live_bytes > _DEAD_SHARE * all_bytes:
-                plan.rewrite.add(name)
-                result.dead_bytes += all_bytes - live_bytes
-                result.rewritten_bytes += live_bytes
+            before = weights.get(name, (0, 0))  # more than one segment may know chunks of a pack
+            weights[name] = before[0] + all_bytes, before[1] + live_bytes
+    for name, (all_bytes, live_bytes) in weights.items():
+        result.live_bytes += live_bytes
+        if live_bytes == 0:
+            plan.drop.add(name)
+            result.dead_bytes += all_bytes
+        elif all_bytes - live_bytes > _DEAD_SHARE * all_bytes:
+            plan.rewrite.add(name)
+            result.dead_bytes += all_bytes - live_bytes
+            result.rewritten_bytes += live_bytes
     for name in set(repository.packs()) - index.packs():  # left by a backup that was cut, and not taken up again
         plan.drop.add(name)
         result.dead_bytes += repository.store.size(name)
@@ -166,6 +170,7 @@ def _switch(repository: Repository, live: LiveKeys, plan: _Plan, job: Job) -> No
     moved, new_packs = mover.entries(), mover.packs
     moved["pack"] += len(packs)
     everything = np.concatenate([*parts, moved]) if parts else moved
+    store.flush()  # packs first: a segment must never outlive what it lists
     if len(everything):
         name, pieces = ix.build_segment(everything, [*packs, *new_packs], repository.sealer, os.urandom(16))
         store.put(name, pieces)
@@ -196,7 +201,7 @@ class _Mover:
             at = self._builder.add(chunk_id, self._repository.store.get(pack, offset, length))
             self._pending.append((chunk_id, at, length))
             job.advance(length)
-            if self._builder.size >= self._repository.config.pack_size:
+            if self._builder.size >= self._repository.config.pack_size or len(self._pending) >= MAX_FRAMES:
                 self.finish()
 
     def finish(self) -> None:

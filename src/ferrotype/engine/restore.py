@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ferrotype.block import Sink, Source
 from ferrotype.block.device import aligned_buffer
-from ferrotype.errors import FormatError, MissingChunk, Refused
+from ferrotype.errors import CorruptChunk, FormatError, MissingChunk, Refused
 from ferrotype.extents import State
 from ferrotype.job import Job
 from ferrotype.pipeline import map_ordered
@@ -299,6 +299,8 @@ class _Worker:
             for piece in run[at:stop]:
                 frame = data[piece.offset - base : piece.offset - base + piece.stored]
                 plain = self._sealer.unseal(piece.chunk_id, frame)
+                if len(plain) < piece.skip + piece.length:
+                    raise CorruptChunk(piece.chunk_id, "it is shorter than its place on the disk")
                 exact = piece.skip == 0 and len(plain) == piece.length
                 yield plain if exact else plain[piece.skip : piece.skip + piece.length]
             at = stop

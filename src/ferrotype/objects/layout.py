@@ -219,5 +219,5 @@ def decode_catalog(payload: bytes) -> Catalog:
     """Raises InvalidImage."""
     try:
         return _catalog_decoder.decode(payload)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise InvalidImage(f"a catalog record cannot be read: {error}") from error

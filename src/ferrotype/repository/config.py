@@ -47,6 +47,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         return master
 
 
+class _Stamp(msgspec.Struct):
+    """What tells whether the rest can be read."""
+
+    version: int = 1
+    features: tuple[str, ...] = ()
+    encryption: str = "none"
+
+
 def new_config(*, master: bytes | None, chunk_size: int, pack_size: int) -> Config:
     """A fresh configuration; ``master`` is given where the image is not encrypted."""
     return Config(
@@ -66,14 +74,16 @@ def encode_config(config: Config) -> bytes:
 def decode_config(data: bytes) -> Config:
     """Raises InvalidImage or UnsupportedError."""
     try:
+        stamp = msgspec.json.decode(data, type=_Stamp)  # first: a newer version may have other fields
+        if stamp.version != 1 or stamp.features or stamp.encryption not in ("none", "aes-256-gcm"):
+            what = ", ".join(map(str, stamp.features)) or "no features"
+            raise UnsupportedError(
+                f"the repository is of version {stamp.version} with {what} and encryption {stamp.encryption!r}; "
+                "use a newer ferrotype"
+            )
         config = msgspec.json.decode(data, type=Config)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise InvalidImage(f"the configuration is damaged: {error}") from error
-    if config.version != 1 or config.features:
-        raise UnsupportedError(
-            f"the repository is of version {config.version} with features {', '.join(config.features) or 'none'}; "
-            "use a newer ferrotype"
-        )
     if not (4 * KiB <= config.chunk_size <= 16 * MiB and MiB <= config.pack_size <= 1024 * MiB):
         raise InvalidImage("the configuration has impossible sizes", field="chunk_size")
     return config

@@ -79,7 +79,7 @@ def keys_of(ids: NDArray[np.void]) -> Keys:
 
 
 def sorted_entries(entries: Entries) -> Entries:
-    """By id: the order of a segment.  Only the leading eight bytes are compared, which keyed hashes make unique."""
+    """By id: the order of a segment.  Only the leading eight bytes count: lookups expect ids that share them."""
     return entries[np.argsort(keys_of(entries["id"]), kind="stable")]
 
 

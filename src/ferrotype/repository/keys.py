@@ -20,7 +20,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
-from ferrotype.errors import InvalidImage, KeyRefused
+from ferrotype.errors import InvalidImage, KeyRefused, UnsupportedError
 from ferrotype.units import GiB, KiB
 
 MASTER_SIZE: Final = 32
@@ -99,8 +99,10 @@ def decode_slot(data: bytes) -> KeySlot:
     """Raises InvalidImage for anything but a key slot with bearable costs."""
     try:
         slot = msgspec.json.decode(data, type=KeySlot)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise InvalidImage(f"a key slot is damaged: {error}") from error
+    if slot.version != 1:
+        raise UnsupportedError(f"key slot {slot.id} is of version {slot.version}; use a newer ferrotype")
     cost = slot.cost
     if not (
         8 * cost.lanes <= cost.memory <= _MAX_MEMORY and 1 <= cost.passes <= _MAX_PASSES and 1 <= cost.lanes <= 64

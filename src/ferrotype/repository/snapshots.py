@@ -53,10 +53,10 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     disk_bytes: int = 0
     read_bytes: int = 0
     free_bytes: int = 0  # left out because no file system uses it
-    zero_bytes: int = 0  # allocated, but zeros
+    zero_bytes: int = 0  # left out because it is zeros, known to be or found to be
     deduplicated_bytes: int = 0  # read, and found stored already
     new_bytes: int = 0  # read, and stored now
-    stored_bytes: int = 0  # bytes the image grew by
+    stored_bytes: int = 0  # bytes put into the image, but for the snapshot's own record
     chunks: int = 0  # chunks the snapshot refers to
     new_chunks: int = 0
     seconds: float = 0.0
@@ -108,7 +108,10 @@ def decode(name: str, data: bytes) -> Snapshot:
 
 
 def _check(disk: DiskRecord) -> None:
-    if not (0 <= disk.size < _MAX_DISK and disk.sector_size > 0 and 4096 <= disk.chunk_size <= 16 << 20):
+    power_of_two = disk.chunk_size & (disk.chunk_size - 1) == 0
+    if not (
+        0 <= disk.size < _MAX_DISK and disk.sector_size > 0 and 4096 <= disk.chunk_size <= 16 << 20 and power_of_two
+    ):
         raise ValueError(f"disk {disk.name!r} has impossible sizes")
     at = 0
     for region in disk.regions:

@@ -89,7 +89,7 @@ class Repository:
         try:
             config = decode_config(store.get(NAME))
         except ObjectMissing:
-            raise InvalidImage("the image holds no configuration: it is damaged; try `ferrotype salvage`") from None
+            raise InvalidImage("the image holds no configuration: it is damaged beyond what can be opened") from None
         if config.encrypted:
             if secret is None:
                 raise KeyRefused("the image is encrypted: give its passphrase or key file")

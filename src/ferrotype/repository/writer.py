@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from ferrotype.errors import CorruptObject, FerrotypeError, WriteError
@@ -132,11 +133,16 @@ class Writer:
         self._store.flush()
 
     def commit(self, snapshot: Snapshot) -> Snapshot:
-        """Put a snapshot, after everything it refers to is durable; on return it cannot be lost any more."""
+        """Put a snapshot, after everything it refers to is durable; on return it cannot be lost any more.
+
+        Its statistics are completed with the bytes that were stored.
+        """
         self._put_pack()
         self._wait(0)
         self._put_index()
         self._store.flush()
+        statistics = msgspec.structs.replace(snapshot.statistics, stored_bytes=self.stored)
+        snapshot = msgspec.structs.replace(snapshot, statistics=statistics)
         name, frame = self._sealer.seal_object(snapshots.KIND, snapshots.encode(snapshot))
         self._put(name, [frame])
         self._store.flush()
@@ -227,7 +233,7 @@ class Writer:
         return absorbed
 
     def _adopt_orphans(self) -> None:
-        """Take up packs that no index segment lists: a writer was cut.  Every frame is proven first."""
+        """Take up packs that no index segment lists: a writer was cut.  Table and stored bytes are proven first."""
         listed = self._repository.index.packs()
         for name in [pack for pack in self._repository.packs() if pack not in listed]:
             try:
