@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -43,10 +44,10 @@ def test_every_operation_agrees_with_the_model(seed: int) -> None:
     b, model_b = some_map(rng, start, length)
     check(a, start, model_a)
     check(merge(a, b), start, model_a | model_b)
-    check(overlay(a, b), start, np.where(model_a & State.HOLE, model_b, model_a))
+    check(overlay(a, b), start, np.where(model_a & State.HOLE, model_b, model_a).astype(np.uint8))
     low, high = sorted((rng.randint(0, length), rng.randint(0, length)))
     check(a.clip(start + low, high - low), start + low, model_a[low:high])
-    check(a.masked(State.ZERO), start, model_a & State.ZERO)
+    check(a.masked(State.ZERO), start, model_a & np.uint8(State.ZERO))
     check(ExtentMap.concat([a.clip(start, low), a.clip(start + low, length - low)]), start, model_a)
     size, origin = rng.randint(1, 20), rng.randrange(-30, 60)
     cells = (np.arange(start, start + length) - origin) // size
@@ -103,7 +104,12 @@ def test_a_map_of_a_million_runs_is_exact() -> None:
 
 def test_what_does_not_fit_together_is_refused() -> None:
     m = ExtentMap.uniform(0, 10)
-    for call in (lambda: merge(m, m.shift(1)), lambda: m.clip(5, 6), lambda: ExtentMap.concat([m, m])):
+    calls: list[Callable[[], object]] = [
+        lambda: merge(m, m.shift(1)),
+        lambda: m.clip(5, 6),
+        lambda: ExtentMap.concat([m, m]),
+    ]
+    for call in calls:
         with pytest.raises(ValueError, match=r"maps|range"):
             call()
     with pytest.raises(ValueError, match="touch"):

@@ -56,7 +56,7 @@ def test_the_first_error_in_order_is_raised_and_intake_stops() -> None:
             taken.append(number)
             yield number
 
-    got = []
+    got: list[int] = []
     with pytest.raises(ValueError, match="5"):
         got.extend(map_ordered(fail, items(), workers=4))
     assert len(taken) < 20

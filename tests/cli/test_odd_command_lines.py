@@ -242,5 +242,5 @@ def test_words_at_random(place: Path) -> None:
 
 def test_an_odd_environment(image: Path) -> None:
     for env in ({"LC_ALL": "C"}, {"PYTHONIOENCODING": "ascii"}, {"COLUMNS": "0"}, {"COLUMNS": "99999"}, {"TERM": ""}):
-        for words in (["info", image], ["list", image, "--json"]):
+        for words in (("info", image), ("list", image, "--json")):
             assert attempt(*words, env=env).code == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -117,17 +118,12 @@ def test_odd_paths(disk: Path, image: Path, tmp_path: Path) -> None:
 
 
 def test_names_that_are_no_text(disk: Path, tmp_path: Path) -> None:
-    bytes_name = bytes(tmp_path) + b"/\xff\x1b[31m.img"
-    shutil.copy(disk, bytes_name)
+    odd = bytes(tmp_path) + b"/\xff\x1b[31m.img"
+    Path(os.fsdecode(odd)).write_bytes(disk.read_bytes())
     path = bytes(tmp_path) + b"/\xfe.ferro"
-    for words in ([], ["--name", b"\xfd", "--tag", b"\xfc"]):
-        ferrotype("backup", bytes_name, path, *words)
-    for words in ([], ["--json"]):
-        done = ferrotype("list", path, *words)
-        assert "\ufffd" in (done.document["snapshots"][0]["name"] if words else done.out)
-        assert "\x1b" not in done.out or words
-    assert digest_bytes(path) == digest_bytes(bytes_name) or True
-
-
-def digest_bytes(reference: bytes) -> str:
-    return ferrotype("checksum", reference, "--json").document["digest"]  # type: ignore[no-any-return]
+    ferrotype("backup", odd, path)
+    ferrotype("backup", odd, path, "--name", b"\xfd", "--tag", b"\xfc")
+    names = [snapshot["name"] for snapshot in ferrotype("list", path, "--json").document["snapshots"]]
+    assert names[1] == "\ufffd"
+    assert names[0].endswith(".img")
+    assert "\ufffd" in ferrotype("list", path).out

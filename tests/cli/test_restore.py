@@ -94,6 +94,7 @@ def test_a_new_file_is_whole_or_not_there(image: Path, tmp_path: Path) -> None:
 
 def test_a_dry_run_writes_nothing(copy: Path, disk: Path, tmp_path: Path) -> None:
     (tmp_path / "target").write_bytes(b"old" * (9 * MiB))
+    (tmp_path / "other").write_bytes(b"old" * (9 * MiB))
     ferrotype("forget", copy, "first")
     before = tree(tmp_path)
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
@@ -102,7 +103,7 @@ def test_a_dry_run_writes_nothing(copy: Path, disk: Path, tmp_path: Path) -> Non
             ("backup", disk, copy),
             ("backup", disk, tmp_path / "new.ferro"),
             ("restore", copy, device),
-            ("restore", copy, tmp_path / "target", "--delta"),
+            ("restore", copy, tmp_path / "other", "--delta"),
             ("restore", copy, tmp_path / "new.img"),
             ("forget", copy, "disk.img"),
             ("forget", copy, "--keep-last", "1", "--prune"),

@@ -32,7 +32,7 @@ def test_5_wrong_or_missing(locked: Path, image: Path, password: Path, tmp_path:
     ferrotype("list", locked, "--password-file", tmp_path / "nowhere", code=5)
     ferrotype("list", locked, "--password-command", "exit 3", code=5)
     answered([("Passphrase of", "wrong")], "verify", locked, code=5)
-    for words in (["list", image], ["info", image], ["verify", image]):
+    for words in (("list", image), ("info", image), ("verify", image)):
         assert "not encrypted" in ferrotype(*words, "--password-file", password, code=5).err
     ferrotype("backup", locked, tmp_path / "new.ferro", code=5)
     assert not (tmp_path / "new.ferro").exists()
@@ -106,7 +106,7 @@ def test_key_slots(disk: Path, password: Path, tmp_path: Path) -> None:
     assert "last" in ferrotype("key", "remove", path, added["id"], "--key-file", key_file, code=2).err
     ferrotype("key", "add", path, "--key-file", key_file, "--new-password-file", other)
     ferrotype("list", path, "--password-file", other)
-    for words in ([], ["--new-key-file", key_file, "--new-password-file", other]):
+    for words in ((), ("--new-key-file", key_file, "--new-password-file", other)):
         ferrotype("key", "add", path, "--key-file", key_file, *words, code=2)
     dialogue = [("New passphrase of", "third words"), ("Repeat for confirmation", "third words")]
     answered(dialogue, "key", "add", path, "--key-file", key_file)

@@ -11,18 +11,26 @@ import pytest
 from ferrotype.cli import VERBS
 from tests.cli.program import environment, ferrotype
 
-HEAVY = {"numpy", "cryptography", "rich", "msgspec", "blake3", "xxhash", "ssl", "asyncio", "hashlib"}
+HEAVY = {"numpy", "cryptography", "rich", "msgspec", "blake3", "xxhash", "ssl", "asyncio"}
+
+
+SCRIPT = """
+import sys
+from ferrotype.cli import main
+try:
+    main()
+finally:
+    print(*sys.modules, file=sys.stderr)
+"""
 
 
 def imported(*words: str | Path) -> set[str]:
     """The modules a run imports."""
-    line = [sys.executable, "-X", "importtime", "-m", "ferrotype", *words]
+    line = [sys.executable, "-c", SCRIPT, *words]
     done = subprocess.run(
         line, stdin=subprocess.DEVNULL, capture_output=True, env=environment(), text=True, check=True
     )
-    return {
-        entry.rpartition("|")[2].strip() for entry in done.stderr.splitlines() if entry.startswith("import time:")
-    }
+    return set(done.stderr.split())
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["backup", "--help"]])

@@ -240,7 +240,7 @@ def test_forget_by_name_gives_the_space_back_at_once(copy: Path, disk: Path) -> 
 
 
 def test_quiet_says_nothing(disk: Path, image: Path, tmp_path: Path) -> None:
-    for words in (["list", image], ["info", image], ["backup", disk, tmp_path / "a.ferro"], ["verify", image]):
+    for words in (("list", image), ("info", image), ("backup", disk, tmp_path / "a.ferro"), ("verify", image)):
         done = ferrotype(*words, "-q", "--progress", "json")
         assert (done.out, done.err) == ("", "")
     assert ferrotype("list", tmp_path / "nothing", "-q", code=2).err.startswith("ferrotype: ")

@@ -18,7 +18,7 @@ from ferrotype.units import MiB, TiB
 from tests.engine.images import back_up, in_memory
 
 
-def by_definition(content: bytes) -> str:
+def by_definition(content: bytes | bytearray) -> str:
     level = [blake3(content[at : at + MiB]).digest() for at in range(0, len(content), MiB)] or [blake3(b"").digest()]
     while len(level) > 1:
         level = [blake3(b"".join(level[at : at + 256])).digest() for at in range(0, len(level), 256)]
@@ -28,7 +28,7 @@ def by_definition(content: bytes) -> str:
 class Holes(MemoryDisk):
     """Knows which aligned stretches are zero, and must not be asked for them."""
 
-    def __init__(self, content: bytes, unit: int) -> None:
+    def __init__(self, content: bytes | bytearray, unit: int) -> None:
         super().__init__(content)
         self._zero = [
             (at, min(at + unit, len(content)))

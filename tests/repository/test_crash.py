@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -140,10 +141,8 @@ def test_the_power_may_go_at_any_operation(tmp_path: Path, how: Fault, secret: S
         path = tmp_path / f"{number}.ferro"
         told = Acknowledged()
         faults = Faults(at=number, how=how, seed=number)
-        try:
+        with contextlib.suppress(PowerCut):
             life(path, faults, secret, told)
-        except PowerCut:
-            pass
         faults.close()
         try:
             if path.exists():
@@ -269,10 +268,8 @@ def test_a_failed_pack_is_not_taken_for_stored(tmp_path: Path) -> None:
         repository = open_at(path, writable=True, opener=faults.opener)
         faults._at, faults._how = faults.operations + number, Fault.SHORT
         fresh = changed(content, number, 0.9)
-        try:
+        with contextlib.suppress(WriteError):
             back_up(repository, fresh, f"try-{number}")
-        except WriteError:
-            pass
         repository.close()
         with open_at(path, writable=True) as again:
             back_up(again, fresh, f"again-{number}")

@@ -97,7 +97,9 @@ class Frame:
     @contextmanager
     def run(self) -> Iterator[CliJob]:
         """Run the verb's body; afterwards print its result and end the process with the right code."""
-        job = CliJob(display_for("none" if self.quiet else self.progress, sys.stderr), self._say)
+        job = CliJob(
+            display_for("none" if self.quiet else self.progress, sys.stderr), self._say, verbose=self.verbose
+        )
         try:
             with stopping(job):
                 yield job
@@ -250,7 +252,7 @@ def options(function: F) -> F:
                 help="Progress on standard error.",
             ),
             click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors."),
-            click.option("-v", "--verbose", is_flag=True, help="Say more."),
+            click.option("-v", "--verbose", is_flag=True, help="Name each step as it begins."),
             click.option("--password-file", type=IMAGE, help="Read the passphrase from the first line of a file."),
             click.option("--password-command", help="Read the passphrase from what a command prints."),
             click.option("--key-file", type=IMAGE, help="Use a file's content instead of a passphrase."),

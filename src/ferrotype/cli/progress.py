@@ -100,13 +100,19 @@ class CliJob:
     """The command line's Job: shows progress, gathers warnings, stops when a signal asked for it."""
 
     def __init__(
-        self, display: Display, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+        self,
+        display: Display,
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        verbose: bool = False,
     ) -> None:
         self.warnings: list[str] = []
         self.notes: list[str] = []
         self.stop = False
         self._display = display
         self._say = say
+        self._verbose = verbose  # name each phase as it begins
         self._clock = clock
         self._lock = threading.Lock()
         self._phase = ""
@@ -121,6 +127,9 @@ class CliJob:
             self._phase, self._total, self._done = phase, total, 0
             self._began = self._shown = self._clock()
             self._marks = deque([(self._began, 0)])
+            if self._verbose:
+                self._display.clear()
+                self._say(phase + (f": {format_size(total)}" if total else ""))
             self._display.show(phase, 0, total, 0.0, None)
         self.advance(0)
 

@@ -55,7 +55,7 @@ def parse(text: str) -> Reference:
     if Path(text).exists():
         return Reference(Path(text), None, None, None)
     rest, hash_, partition = text.rpartition("#")
-    if not hash_ or "/" in partition:
+    if not hash_ or "/" in partition or "::" in partition:  # the sign is part of the path
         rest, partition = text, ""
     elif not partition:
         raise UsageError(f"{text}: no partition is named behind the #")

@@ -15,7 +15,7 @@ from ferrotype.job import Job
 def named_source(text: str, image: Path, access: Access, stack: ExitStack, job: Job) -> NamedSource:
     """The disk a reference names, kept open by ``stack``.
 
-    Raises Refused where it is the image itself, or holds the image: the backup would grow what it reads.
+    Raises Refused where it is the image itself; warns where it holds the image, which then grows while it is read.
     """
     reference = parse(text)
     if not reference.path.exists():
