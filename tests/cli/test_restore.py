@@ -126,3 +126,11 @@ def test_what_a_dry_run_says_comes_true(tmp_path: Path) -> None:
     done = ferrotype(*words).document
     assert (planned["disk_bytes"], planned["read_bytes"]) == (done["disk_bytes"], done["read_bytes"])
     assert abs(planned["estimated_stored_bytes"] - done["stored_bytes"]) < done["stored_bytes"] // 4
+
+
+def test_a_dry_run_refuses_what_the_restore_would(disk: Path, copy: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    with target.open("wb") as file:
+        file.truncate(2 * disk.stat().st_size // 4096 * 4096)
+    with loop(target, sector_size=4096) as device:
+        assert "sectors" in ferrotype("restore", copy, device, "--dry-run", code=3).err

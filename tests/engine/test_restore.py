@@ -335,3 +335,20 @@ def test_a_disk_of_one_sector() -> None:
     sink = MemoryDisk(512)
     restore(part, sink, RestoreOptions(), NullJob())
     assert sink.data == random.Random(512).randbytes(512)
+
+
+def test_a_stale_table_behind_a_disk_that_has_none_is_removed(tmp_path: Path) -> None:
+    """A larger target was a GPT disk; its backup header must not offer that disk to anyone afterwards."""
+    plain = tmp_path / "plain.img"
+    plain.write_bytes(random.Random(5).randbytes(2 * MiB))
+    save(tmp_path / "a.ferro", plain)
+    target = tmp_path / "target.img"
+    with target.open("wb") as file:
+        file.truncate(8 * MiB)
+    run("sgdisk", "-n", "1:2048:4096", target)
+    assert target.read_bytes()[-512:-504] == b"EFI PART"
+    with loop(target) as device:
+        give_back(str(tmp_path / "a.ferro"), device)
+    after = target.read_bytes()
+    assert after[: 2 * MiB] == plain.read_bytes()
+    assert after[-512:] == bytes(512)

@@ -43,15 +43,15 @@ def command(
     """
     with frame.run() as job:
         from ferrotype.engine.references import open_disk
-        from ferrotype.engine.restore import RestoreOptions, check_size, check_target, restore
-        from ferrotype.engine.targets import image_files, open_target, refuse_harm, target_size
+        from ferrotype.engine.restore import RestoreOptions, check_target, restore
+        from ferrotype.engine.targets import check_fits, image_files, open_target, refuse_harm
 
         with open_disk(ref, make_access(frame, format, sector_size), job) as disk:
             part = disk.part
             in_place = target.is_block_device() or (delta and target.exists())
             refuse_harm(target, image_files(disk.reference.path))
             if in_place:
-                check_size(part, target_size(target))
+                check_fits(part, target)
             if not force and not dry_run and target.exists():
                 _ask(frame, target, disk)
             if dry_run:

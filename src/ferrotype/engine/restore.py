@@ -18,7 +18,7 @@ from typing import Final, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ferrotype.block import Sink, Source
+from ferrotype.block import Sink, Source, read
 from ferrotype.block.device import aligned_buffer
 from ferrotype.errors import CorruptChunk, FormatError, MissingChunk, Refused
 from ferrotype.extents import State
@@ -86,21 +86,16 @@ class _Piece:
     stored: int
 
 
-def check_size(part: Part, size: int) -> None:
-    """Raises Refused where a target of ``size`` bytes is too small."""
-    if size < part.length:
+def check_target(part: Part, target: Source | Sink) -> None:
+    """Raises Refused where the target cannot take the part."""
+    if target.size < part.length:
         raise Refused(
-            f"the target has {format_size(size)} ({size} bytes), {format_size(part.length)} "
+            f"the target has {format_size(target.size)} ({target.size} bytes), {format_size(part.length)} "
             f"({part.length} bytes) are needed; nothing was written"
         )
-
-
-def check_target(part: Part, sink: Sink) -> None:
-    """Raises Refused where the target cannot take the part."""
-    check_size(part, sink.size)
-    if sink.traits.sector_known and sink.traits.sector_size != part.disk.sector_size:
+    if target.traits.sector_known and target.traits.sector_size != part.disk.sector_size:
         raise Refused(
-            f"the target has sectors of {sink.traits.sector_size} bytes and the backup was made of sectors of "
+            f"the target has sectors of {target.traits.sector_size} bytes and the backup was made of sectors of "
             f"{part.disk.sector_size}: its partition table and file systems would not work; nothing was written"
         )
 
@@ -135,6 +130,8 @@ def restore(
         done = end
     if options.move_backup_table and part.length == part.disk.size and sink.size > part.length:
         result.table_moved = _move_backup_table(part, sink, job)
+        if not result.table_moved and target is not None:
+            _remove_stale_table(part, sink, target)
     job.begin("flushing")
     sink.flush()
     result.seconds = time.monotonic() - began
@@ -152,6 +149,17 @@ def _move_backup_table(part: Part, sink: Sink, job: Job) -> bool:
     for offset, data in writes:
         sink.write(offset, memoryview(data))
     return bool(writes)
+
+
+def _remove_stale_table(part: Part, sink: Sink, target: Source) -> None:
+    """Zero a backup GPT header that the target's former content left in its last sector.
+
+    It would describe a disk that is gone, and partitioning programs would offer to bring that back.
+    """
+    sector = part.disk.sector_size
+    last = sink.size // sector * sector - sector
+    if last >= part.length and read(target, last, 8) == b"EFI PART":
+        sink.write_zeros(last, sector)
 
 
 # ---------------------------------------------------------------------- what goes where

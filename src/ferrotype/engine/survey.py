@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ferrotype.block import Source
+from ferrotype.block import Source, read
 from ferrotype.block.views import Slice
 from ferrotype.errors import FormatError, ReadError
 from ferrotype.extents import ExtentMap, State, merge
 from ferrotype.filesystems import FileSystem
 from ferrotype.filesystems.registry import identify
-from ferrotype.units import format_size
+from ferrotype.units import KiB, format_size
 from ferrotype.volumes import Partition, Table
 from ferrotype.volumes.scan import scan
 
@@ -146,7 +146,9 @@ def _volume(
         told.damage.append(f"{volume.title} is kept whole: {error}")
         return replace(volume, note=str(error)), whole
     if found is None:
-        if not _blank(view):
+        if (problem := _unreadable(view)) is not None:
+            told.damage.append(f"{volume.title} is kept whole: {problem}")
+        elif not _blank(view):
             told.notes.append(f"{volume.title} holds nothing known and is kept whole")
         return volume, whole
     volume = replace(volume, filesystem=found.kind, label=found.label or volume.label, uuid=found.uuid)
@@ -190,3 +192,12 @@ def _blank(view: Source) -> bool:
     """Whether nothing at all is known to be there."""
     known = view.extents(0, view.size)
     return bool(np.all(known.states & np.uint8(State.ZERO)))
+
+
+def _unreadable(view: Source) -> ReadError | None:
+    """Why the place where file systems have their first structures cannot be read, if it cannot."""
+    try:
+        read(view, 0, min(view.size, 64 * KiB))
+    except ReadError as error:
+        return error
+    return None

@@ -11,6 +11,7 @@ from ferrotype.block import Sink, Source
 from ferrotype.block.device import DeviceSink, open_source
 from ferrotype.block.file import FileSink
 from ferrotype.block.inventory import lies_on, same_storage, uses
+from ferrotype.engine.restore import Part, check_target
 from ferrotype.errors import Refused
 from ferrotype.objects.volumes import volume_path
 from ferrotype.units import format_size
@@ -32,11 +33,11 @@ def image_files(image: Path) -> list[Path]:
     return files
 
 
-def target_size(target: Path) -> int:
-    """Size in bytes of an existing device or file.  Raises UsageError where there is none."""
+def check_fits(part: Part, target: Path) -> None:
+    """Raises Refused where an existing device or file cannot take the part; nothing is opened for writing."""
     source = open_source(target)
     try:
-        return source.size
+        check_target(part, source)
     finally:
         source.close()
 
