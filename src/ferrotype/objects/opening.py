@@ -32,7 +32,7 @@ from ferrotype.objects.layout import (
 from ferrotype.objects.reading import Records, VolumeMissing
 from ferrotype.units import MiB
 
-_MAX_CATALOG: Final = 1024 * MiB  # a catalog of ten million objects stays under this
+_MAX_CATALOG: Final = 256 * MiB  # a catalog of two million objects stays under this
 MAX_CHAIN: Final = 24  # catalogs read at an opening before everything is written down afresh
 
 _EMPTY: Final = Place(0, RECORDS_AT)  # where the first record of an image goes

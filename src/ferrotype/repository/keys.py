@@ -21,11 +21,11 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from ferrotype.errors import InvalidImage, KeyRefused, UnsupportedError
-from ferrotype.units import GiB, KiB
+from ferrotype.units import GiB, KiB, MiB
 
 MASTER_SIZE: Final = 32
-_MAX_MEMORY: Final = 4 * GiB // KiB  # KiB: what a slot may ask of this machine
-_MAX_PASSES: Final = 64
+_MAX_MEMORY: Final = 256 * MiB // KiB  # KiB: what a slot may ask of this machine, which did not choose it
+_MAX_WORK: Final = 2 * GiB // KiB  # KiB times passes: some seconds
 
 
 class Cost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -105,7 +105,9 @@ def decode_slot(data: bytes) -> KeySlot:
         raise UnsupportedError(f"key slot {slot.id} is of version {slot.version}; use a newer ferrotype")
     cost = slot.cost
     if not (
-        8 * cost.lanes <= cost.memory <= _MAX_MEMORY and 1 <= cost.passes <= _MAX_PASSES and 1 <= cost.lanes <= 64
+        1 <= cost.lanes <= 64
+        and 8 * cost.lanes <= cost.memory <= _MAX_MEMORY
+        and 1 <= cost.passes <= _MAX_WORK // cost.memory
     ):
         raise InvalidImage(f"key slot {slot.id} asks for impossible costs")
     return slot
