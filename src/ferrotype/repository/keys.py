@@ -65,7 +65,7 @@ def lock(master: bytes, secret: Secret, label: str = "", cost: Cost | None = Non
     cost = cost or Cost()
     slot_id, salt, nonce = os.urandom(8).hex(), os.urandom(16), os.urandom(12)
     locked = AESGCM(_derive(secret, salt, cost)).encrypt(nonce, master, _bound(slot_id, cost))
-    created = datetime.now(UTC).replace(microsecond=0)
+    created = datetime.now(UTC)  # to the microsecond: slots are listed in the order they were added
     return KeySlot(slot_id, secret.kind, created, label, cost, _text(salt), _text(nonce), _text(locked))
 
 
