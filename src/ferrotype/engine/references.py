@@ -22,6 +22,7 @@ from ferrotype.errors import UnsupportedError, UsageError
 from ferrotype.formats import RAW_SUFFIXES, recognise
 from ferrotype.job import Job
 from ferrotype.objects.container import Container
+from ferrotype.objects.layout import VOLUME_MAGIC
 from ferrotype.repository.keys import Secret
 from ferrotype.repository.snapshots import DiskRecord, Snapshot
 from ferrotype.repository.source import SnapshotSource
@@ -172,7 +173,7 @@ def is_image(reference: Reference, access: Access) -> bool:
     if reference.path.suffix.lower() == IMAGE_SUFFIX:
         return True  # a damaged one must not pass for a raw disk
     with reference.path.open("rb") as file:
-        return file.read(8) == b"\x89FERRO\r\n"
+        return file.read(len(VOLUME_MAGIC)) == VOLUME_MAGIC
 
 
 def _raw(path: Path, source: Source, access: Access, job: Job) -> str:

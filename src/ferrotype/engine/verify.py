@@ -13,7 +13,6 @@ import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +27,6 @@ from ferrotype.repository.packs import PREFIX as PACKS
 from ferrotype.repository.sealing import ID_SIZE, ZERO_ID, ChunkId
 from ferrotype.repository.snapshots import DiskRecord, Region, Snapshot
 from ferrotype.repository.store import Repository
-
-_RUN: Final = 4 << 20  # bytes of frames decoded between two signs of progress
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,6 @@ from ferrotype.records import Record, b8, b16, record, u16, u32, u64
 from ferrotype.units import KiB
 
 BLOCK: Final = 4 * KiB  # alignment of records: the unit in which host file systems punch holes
-HEADER_AT: Final = 0
 ANCHORS_AT: Final = (BLOCK, 2 * BLOCK)
 RECORDS_AT: Final = 3 * BLOCK
 VERSION: Final = 1

@@ -17,23 +17,11 @@ from itertools import pairwise
 from ferrotype.block import Sink, Source, Traits
 from ferrotype.errors import ReadError, WriteError
 from ferrotype.extents import State
+from ferrotype.testing.claims import must_raise, require
 
 __all__ = ["check_sink", "check_source"]
 
 _THREADS = 8
-
-
-def _require(truth: bool, what: str) -> None:
-    if not truth:
-        raise AssertionError(what)
-
-
-def _must_raise(kind: type[Exception], call: Callable[[], object], what: str) -> None:
-    try:
-        call()
-    except kind:
-        return
-    raise AssertionError(f"{what} did not raise {kind.__name__}")
 
 
 # ---------------------------------------------------------------------- sources
@@ -44,7 +32,7 @@ def check_source(make: Callable[[], Source], content: bytes, *, rounds: int = 20
     source = make()
     try:
         _check_traits(source.traits)
-        _require(source.size == len(content), f"size is {source.size}, not {len(content)}")
+        require(source.size == len(content), f"size is {source.size}, not {len(content)}")
         rng = random.Random(seed)  # noqa: S311  repeatable
         _check_ranges(source, content, [(0, len(content))])
         _check_ranges(source, content, _split(rng, len(content), source.traits.align, rounds))
@@ -62,8 +50,8 @@ def check_source(make: Callable[[], Source], content: bytes, *, rounds: int = 20
 
 def _check_traits(traits: Traits) -> None:
     size = traits.sector_size
-    _require(size >= 512 and size & (size - 1) == 0, f"a sector of {size} bytes")
-    _require(traits.align >= 1 and traits.preferred_size >= 1 and traits.parallel >= 1, f"traits {traits}")
+    require(size >= 512 and size & (size - 1) == 0, f"a sector of {size} bytes")
+    require(traits.align >= 1 and traits.preferred_size >= 1 and traits.parallel >= 1, f"traits {traits}")
 
 
 def _range(rng: random.Random, size: int, align: int) -> tuple[int, int]:
@@ -91,20 +79,20 @@ def _check_ranges(source: Source, content: bytes, ranges: list[tuple[int, int]])
         # Not zeros: a source that leaves the buffer alone must not pass where the content is zero.
         guarded = bytearray(b"\xa5" * (length + 2))
         source.read_into(offset, memoryview(guarded)[1:-1])
-        _require(guarded[1:-1] == content[offset : offset + length], f"wrong bytes in {length} at {offset}")
-        _require(guarded[0] == guarded[-1] == 0xA5, f"reading {length} at {offset} wrote outside the buffer")
+        require(guarded[1:-1] == content[offset : offset + length], f"wrong bytes in {length} at {offset}")
+        require(guarded[0] == guarded[-1] == 0xA5, f"reading {length} at {offset} wrote outside the buffer")
 
 
 def _check_extents(source: Source, content: bytes, offset: int, length: int) -> None:
     extents = source.extents(offset, length)
     covered = (extents.start, extents.length)
-    _require(covered == (offset, length), f"extents of {length} at {offset} cover {covered}")
-    _require(length > 0 or len(extents) == 0, f"an empty range at {offset} has {len(extents)} extents")
-    _require(bool((extents.lengths > 0).all()), f"extents of {length} at {offset} do not ascend")
+    require(covered == (offset, length), f"extents of {length} at {offset} cover {covered}")
+    require(length > 0 or len(extents) == 0, f"an empty range at {offset} has {len(extents)} extents")
+    require(bool((extents.lengths > 0).all()), f"extents of {length} at {offset} do not ascend")
     for extent in extents:
         if extent.state & State.ZERO:
             part = content[extent.start : extent.end]
-            _require(part.count(0) == len(part), f"{extent} is not zero")
+            require(part.count(0) == len(part), f"{extent} is not zero")
 
 
 def _check_outside(source: Source) -> None:
@@ -112,7 +100,7 @@ def _check_outside(source: Source) -> None:
     starts_behind = [(start, align) for start in (size, size + (1 << 40), 1 << 63)]
     for offset, length in [*starts_behind, (size - align, 2 * align), (-align, align)]:
         call = _reading(source, offset, length)
-        _must_raise(ReadError, call, f"reading {length} at {offset} of {size}")
+        must_raise(ReadError, call, f"reading {length} at {offset} of {size}")
 
 
 def _reading(source: Source, offset: int, length: int) -> Callable[[], None]:
@@ -134,7 +122,7 @@ def check_sink(
     try:
         _check_traits(sink.traits)
         model = bytearray(sink.size if sink.traits.blank else read_back(sink))
-        _require(len(model) == sink.size, f"size is {sink.size}, not {len(model)}")
+        require(len(model) == sink.size, f"size is {sink.size}, not {len(model)}")
         rng = random.Random(seed)  # noqa: S311  repeatable
         if sink.traits.ordered:
             _write_some(sink, model, sorted(_split(rng, sink.size, sink.traits.align, rounds)), rng)
@@ -142,8 +130,8 @@ def check_sink(
             _write_everywhere(sink, model, rounds, rng)
         for offset, length in [(sink.size, 1), (sink.size - 1, 2), (-1, 1), (1 << 63, 1)]:
             write, zero = _writing(sink, offset, length)
-            _must_raise(WriteError, write, f"writing {length} at {offset} of {sink.size}")
-            _must_raise(WriteError, zero, f"zeroing {length} at {offset} of {sink.size}")
+            must_raise(WriteError, write, f"writing {length} at {offset} of {sink.size}")
+            must_raise(WriteError, zero, f"zeroing {length} at {offset} of {sink.size}")
         sink.flush()
         _same(read_back(sink), model)
     finally:
@@ -183,7 +171,7 @@ def _writing(sink: Sink, offset: int, length: int) -> tuple[Callable[[], None], 
 
 
 def _same(found: bytes, model: bytearray) -> None:
-    _require(len(found) == len(model), f"{len(found)} bytes are read back, not {len(model)}")
+    require(len(found) == len(model), f"{len(found)} bytes are read back, not {len(model)}")
     if found != model:
         first = next(i for i in range(len(model)) if found[i] != model[i])
         raise AssertionError(f"byte {first} is {found[first]}, not {model[first]}")

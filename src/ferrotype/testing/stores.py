@@ -13,23 +13,11 @@ from collections.abc import Callable
 
 from ferrotype.errors import CorruptObject, ObjectExists, ObjectMissing
 from ferrotype.objects import ObjectInfo, ObjectStore
+from ferrotype.testing.claims import must_raise, require
 
 __all__ = ["check_store"]
 
 _KINDS = ("pack", "index", "snapshot", "key")
-
-
-def _require(truth: bool, what: str) -> None:
-    if not truth:
-        raise AssertionError(what)
-
-
-def _must_raise(kind: type[Exception], call: Callable[[], object], what: str) -> None:
-    try:
-        call()
-    except kind:
-        return
-    raise AssertionError(f"{what} did not raise {kind.__name__}")
 
 
 def check_store(
@@ -66,15 +54,15 @@ def check_store(
 
 
 def _check_names(store: ObjectStore) -> None:
-    _require(list(store.list("")) == [], "a new store is not empty")
+    require(list(store.list("")) == [], "a new store is not empty")
     for call in (store.get, store.size, store.delete, store.check):
-        _must_raise(ObjectMissing, lambda call=call: call("pack/none"), f"{call.__name__} of nothing")  # type: ignore[misc]
+        must_raise(ObjectMissing, lambda call=call: call("pack/none"), f"{call.__name__} of nothing")  # type: ignore[misc]
     longest = "n" * 48
     store.put(longest, [b"x"])
-    _must_raise(ObjectExists, lambda: store.put(longest, [b"y"]), "putting a name twice")
-    _require(store.get(longest) == b"x", "an object was overwritten")
+    must_raise(ObjectExists, lambda: store.put(longest, [b"y"]), "putting a name twice")
+    require(store.get(longest) == b"x", "an object was overwritten")
     store.delete(longest)
-    _must_raise(ObjectMissing, lambda: store.get(longest), "getting a deleted object")
+    must_raise(ObjectMissing, lambda: store.get(longest), "getting a deleted object")
 
 
 def _one_step(store: ObjectStore, model: dict[str, bytes], rng: random.Random) -> None:
@@ -87,7 +75,7 @@ def _one_step(store: ObjectStore, model: dict[str, bytes], rng: random.Random) -
         store.flush()
     elif what < 0.45:
         report = store.reclaim()
-        _require(report.freed >= 0 and report.dead >= 0, f"reclaim: {report}")
+        require(report.freed >= 0 and report.dead >= 0, f"reclaim: {report}")
     else:
         name = f"{rng.choice(_KINDS)}/{rng.randbytes(16).hex()}"
         parts = [rng.randbytes(rng.choice([0, 1, 100, 4096, 50_000])) for _ in range(rng.randrange(4))]
@@ -97,24 +85,24 @@ def _one_step(store: ObjectStore, model: dict[str, bytes], rng: random.Random) -
 
 def _check_same(store: ObjectStore, model: dict[str, bytes], rng: random.Random) -> None:
     expected = [ObjectInfo(name, len(model[name])) for name in sorted(model)]
-    _require(list(store.list("")) == expected, "the list is not what was put")
+    require(list(store.list("")) == expected, "the list is not what was put")
     kind = rng.choice(_KINDS) + "/"
-    _require(list(store.list(kind)) == [i for i in expected if i.name.startswith(kind)], f"the list of {kind}")
+    require(list(store.list(kind)) == [i for i in expected if i.name.startswith(kind)], f"the list of {kind}")
     for name in rng.sample(sorted(model), min(4, len(model))):
         data = model[name]
-        _require(store.size(name) == len(data), f"the size of {name}")
-        _require(store.get(name) == data, f"the content of {name}")
+        require(store.size(name) == len(data), f"the size of {name}")
+        require(store.get(name) == data, f"the content of {name}")
         start = rng.randint(0, len(data))
         length = rng.randint(0, len(data) - start)
-        _require(store.get(name, start, length) == data[start : start + length], f"{length} at {start} of {name}")
-        _require(store.get(name, start) == data[start:], f"{name} from {start} on")
+        require(store.get(name, start, length) == data[start : start + length], f"{length} at {start} of {name}")
+        require(store.get(name, start) == data[start:], f"{name} from {start} on")
         _check_outside(store, name, len(data))
         store.check(name)
 
 
 def _check_outside(store: ObjectStore, name: str, size: int) -> None:
     for offset, length in ((0, size + 1), (size, 1), (size + 1, 0), (-1, 1)):
-        _must_raise(
+        must_raise(
             CorruptObject,
             lambda offset=offset, length=length: store.get(name, offset, length),  # type: ignore[misc]
             f"{length} at {offset} of the {size} bytes of {name}",
@@ -133,4 +121,4 @@ def _check_undone(store: ObjectStore) -> None:
     store.delete("pack/a")
     store.delete("pack/b")
     names = [info.name for info in listing]
-    _require(names == sorted(names), "a listing is not in order")
+    require(names == sorted(names), "a listing is not in order")
