@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ferrotype.block import Source
-from ferrotype.extents import ExtentMap
+from ferrotype.extents import ExtentMap, Offsets
 
 __all__ = ["Facts", "FileSystem", "Module"]
 
@@ -47,6 +47,16 @@ class FileSystem(Protocol):
     def swap_files(self) -> ExtentMap:
         """The whole volume: FREE where the contents of paging and hibernation files lie (Windows' pagefile.sys,
         hiberfil.sys and swapfile.sys in the root folder), DATA everywhere else."""
+
+    def files_at(self, starts: Offsets, ends: Offsets, /) -> tuple[str, ...]:
+        """Which files have content, or a folder its list of names, in any of the ranges: paths from the root, sorted.
+
+        The ranges are bytes of the volume, ascending and apart: starts[i] up to ends[i].  A file whose name cannot be
+        found stands as ``<inode 12>`` or what its file system calls that; the file system's own structures stand as
+        such, ``<inode table>``.  Free space belongs to nobody.  Meant for damaged volumes: what cannot be read or
+        contradicts itself is left out, and never raised.  A file with several names stands under one of them at
+        least.
+        """
 
 
 class Module(Protocol):

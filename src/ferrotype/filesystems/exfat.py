@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ferrotype.block import Source, read, read_exactly
 from ferrotype.errors import DeviceError, FormatError, InvalidImage, UnsupportedError
-from ferrotype.extents import ExtentMap, State
+from ferrotype.extents import ExtentMap, Offsets, State
 from ferrotype.filesystems import Facts
 from ferrotype.filesystems.fat import format_serial, free_runs
 from ferrotype.records import Record, b8, record, u8, u16, u32, u64
@@ -256,6 +256,9 @@ class ExFat:
     def swap_files(self) -> ExtentMap:
         """All DATA: Windows keeps no paging file on exFAT."""
         return ExtentMap.uniform(0, self._source.size)
+
+    def files_at(self, starts: Offsets, ends: Offsets, /) -> tuple[str, ...]:  # noqa: ARG002
+        return ()
 
 
 def _check(boot: BootSector) -> None:

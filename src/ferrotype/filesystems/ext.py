@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from ferrotype.block import Source, read, read_exactly
 from ferrotype.errors import InvalidImage
-from ferrotype.extents import BitmapRuns, ExtentMap, State
+from ferrotype.extents import BitmapRuns, ExtentMap, Offsets, State
 from ferrotype.filesystems import Facts
 from ferrotype.filesystems.ext_records import (
     BLOCK_UNINIT,
@@ -140,6 +140,9 @@ class Ext:
     def swap_files(self) -> ExtentMap:
         """All DATA: Linux's swap files are only known by the running system's configuration."""
         return ExtentMap.uniform(0, self._source.size)
+
+    def files_at(self, starts: Offsets, ends: Offsets, /) -> tuple[str, ...]:  # noqa: ARG002
+        return ()
 
     def allocation(self) -> ExtentMap:
         """FREE where bitmaps that prove themselves say so, to the block or cluster, up to the file system's end."""

@@ -374,6 +374,9 @@ class Fat:
         """All DATA: no paging file is looked for on FAT."""
         return ExtentMap.uniform(0, self._source.size)
 
+    def files_at(self, starts: Offsets, ends: Offsets, /) -> tuple[str, ...]:  # noqa: ARG002
+        return ()
+
 
 def probe(source: Source, /) -> bool:
     """Whether the boot sector is FAT's; one without the 0x55AA mark must be confirmed by the FAT's first byte."""

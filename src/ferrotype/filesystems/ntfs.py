@@ -117,6 +117,9 @@ class Ntfs:
                 continue  # nothing is promised of what cannot be read
         return found
 
+    def files_at(self, starts: Offsets, ends: Offsets, /) -> tuple[str, ...]:  # noqa: ARG002
+        return ()
+
     def _free(self, starts: Offsets, ends: Offsets) -> ExtentMap:
         unit = self._geometry.cluster_size
         return ExtentMap.from_runs(0, self._source.size, starts * unit, ends * unit, State.FREE)

@@ -153,6 +153,9 @@ class Swap:
         """All DATA: there are no files."""
         return ExtentMap.uniform(0, self._source.size)
 
+    def files_at(self, starts: Offsets, ends: Offsets, /) -> tuple[str, ...]:  # noqa: ARG002
+        return ()
+
 
 def _text(raw: bytes) -> str | None:
     return raw.split(b"\0")[0].decode("utf-8", "replace") or None

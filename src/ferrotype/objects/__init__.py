@@ -70,6 +70,12 @@ class ObjectStore(Protocol):
     def check(self, name: str, /) -> None:
         """Read an object whole and compare it with its stored checksum.  Raises CorruptObject."""
 
+    def refresh(self) -> bool:
+        """Of a store open for reading: go on to the newest state; False where it is the one in use.
+
+        What was deleted meanwhile is missing afterwards, what was moved is found in its new place.
+        """
+
     def reclaim(self) -> SpaceReport:
         """Give the space of deleted objects back where that can be done in place."""
 

@@ -209,6 +209,9 @@ class Container:
         if not self._records.padding_is_zero(entry):
             raise CorruptObject(name, "the bytes behind it are not zeros; its own are whole")
 
+    def refresh(self) -> bool:
+        return False
+
     def reclaim(self) -> SpaceReport:
         """Punch a hole into each gap, behind a filler's header that tells a scan where the next record stands."""
         self.flush()

@@ -43,6 +43,9 @@ class MemoryStore:
     def check(self, name: str, /) -> None:
         self._object(name)
 
+    def refresh(self) -> bool:
+        return False
+
     def reclaim(self) -> SpaceReport:
         return SpaceReport(0, 0)
 
