@@ -1,0 +1,64 @@
+"""After each test that passed, the second reader looks at the images the test left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ferrotype.repository.keys import Secret
+from tests.second_reader import LARGEST, Agreed, agree
+
+WORDS = (b"correct horse", b"another one", b"third words", b"correct horse battery")  # that tests lock images with
+SECRETS = (None, *map(Secret, WORDS))
+
+_agreed = Agreed()
+_seen: set[tuple[str, int, int]] = set()  # images of fixtures that several tests share
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Runs the test, then compares; a difference fails the test."""
+    result = yield
+    for path in _images(item):
+        agree(path, SECRETS, _agreed)
+    return result
+
+
+def _images(item: pytest.Item) -> list[Path]:
+    values = getattr(item, "funcargs", {}).values()
+    found = []
+    for path in {path for value in values if isinstance(value, Path) for path in _below(value)}:
+        if path.suffix != ".ferro" or not path.is_file():
+            continue
+        status = path.stat()
+        key = str(path), status.st_mtime_ns, status.st_size
+        if key not in _seen and status.st_size <= LARGEST:
+            _seen.add(key)
+            found.append(path)
+    return found
+
+
+def _below(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(path.rglob("*.ferro")) if path.is_dir() else []
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["agreed"] = asdict(_agreed)
+
+
+def pytest_testnodedown(node: Any) -> None:
+    """A worker of pytest-xdist has ended."""
+    for name, count in getattr(node, "workeroutput", {}).get("agreed", {}).items():
+        setattr(_agreed, name, getattr(_agreed, name) + count)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.write_line(
+        f"second reader: the same of {_agreed.images} images, {_agreed.snapshots} snapshots, {_agreed.data} bytes"
+    )
