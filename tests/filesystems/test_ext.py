@@ -25,6 +25,7 @@ from ferrotype.block.views import Slice
 from ferrotype.errors import FormatError, InvalidImage, UnsupportedError
 from ferrotype.extents import ExtentMap, State
 from ferrotype.filesystems import ext
+from ferrotype.filesystems.ext_checksums import CRC32C, LARGE, crc, row
 from ferrotype.filesystems.ext_records import Superblock
 from tests.machine import corpus, loop, mounted, need, run, unpack
 
@@ -306,7 +307,7 @@ def test_row_checksums_of_even_and_odd_length() -> None:
     rng = random.Random(5)
     for length in (0, 1, 9, 64, 255):
         rows = np.frombuffer(rng.randbytes(7 * length), np.uint8).reshape(7, length)
-        assert ext._crc(ext.CRC32C, ext._LARGE, rows).tolist() == [crc32c(row.tobytes()) for row in rows]
+        assert crc(CRC32C, LARGE, rows).tolist() == [crc32c(one.tobytes()) for one in rows]
     assert crc32c(b"123456789") ^ 0xFFFFFFFF == 0xE3069283  # the published check value
 
 
@@ -434,7 +435,7 @@ def test_made_up_superblocks_cost_little(options: tuple[str, ...], tmp_path: Pat
             old = int.from_bytes(data[1024 + at : 1024 + at + width], "little")
             value = rng.choice((0, 1, 7, 8, 64, top, top >> 1, old ^ 1 << rng.randrange(8 * width), old * 2, old + 1))
             data[1024 + at : 1024 + at + width] = (value & top).to_bytes(width, "little")
-        state = int(ext._crc(ext.CRC32C, ext._LARGE, ext._row(bytes(data[1024:2044])))[0])
+        state = int(crc(CRC32C, LARGE, row(bytes(data[1024:2044])))[0])
         struct.pack_into("<I", data, 2044, state)
         bounded(MemoryDisk(data))
 

@@ -25,7 +25,9 @@ from ferrotype.block import Source, read, read_exactly
 from ferrotype.errors import DeviceError, FormatError, InvalidImage, UnsupportedError
 from ferrotype.extents import ExtentMap, Offsets, State
 from ferrotype.filesystems import Facts
+from ferrotype.filesystems.exfat_files import Layout, Tree
 from ferrotype.filesystems.fat import format_serial, free_runs
+from ferrotype.filesystems.remains import Ranges
 from ferrotype.records import Record, b8, record, u8, u16, u32, u64
 from ferrotype.units import KiB
 
@@ -129,6 +131,16 @@ class ExFat:
         self._fat = (boot.FatOffset + active * boot.FatLength) * self._sector
         if self._fat + (self._clusters + 2) * 4 > source.size:
             raise InvalidImage("the volume ends inside the FAT", offset=source.size)
+        self._layout = Layout(
+            sector=self._sector,
+            fats=boot.FatOffset * self._sector,
+            fats_end=(boot.FatOffset + boot.FatLength * boot.NumberOfFats) * self._sector,
+            fat=self._fat,
+            heap=self._heap,
+            cluster=self._cluster,
+            clusters=self._clusters,
+            root=boot.FirstClusterOfRootDirectory,
+        )
         bitmap, label = self._root(boot.FirstClusterOfRootDirectory, active)
         self._bitmap = self._bitmap_pieces(bitmap, boot.FirstClusterOfRootDirectory)
         size = boot.VolumeLength * self._sector
@@ -257,8 +269,9 @@ class ExFat:
         """All DATA: Windows keeps no paging file on exFAT."""
         return ExtentMap.uniform(0, self._source.size)
 
-    def files_at(self, starts: Offsets, ends: Offsets, /) -> tuple[str, ...]:  # noqa: ARG002
-        return ()
+    def files_at(self, starts: Offsets, ends: Offsets, /) -> tuple[str, ...]:
+        """See ``FileSystem``, and ``exfat_files`` for what counts."""
+        return Tree(self._source, self._layout, Ranges(starts, ends)).files() if len(starts) else ()
 
 
 def _check(boot: BootSector) -> None:

@@ -38,17 +38,17 @@ from ferrotype.block import Source, read, read_exactly
 from ferrotype.errors import InvalidImage
 from ferrotype.extents import BitmapRuns, ExtentMap, Offsets, State
 from ferrotype.filesystems import Facts
+from ferrotype.filesystems.ext_checksums import CRC32C, LARGE, Bytes, Checksums, crc, row
+from ferrotype.filesystems.ext_files import files_at
+from ferrotype.filesystems.ext_groups import Descriptors
 from ferrotype.filesystems.ext_records import (
     BLOCK_UNINIT,
-    DESC_HI,
-    DESC_LO,
     ERROR_FS,
     MAGIC,
     ORPHAN_FS,
     SUPERBLOCK,
     VALID_FS,
     Blocks,
-    Compat,
     Geometry,
     Incompat,
     RoCompat,
@@ -56,50 +56,12 @@ from ferrotype.filesystems.ext_records import (
     kind_of,
     refuse_unknown,
 )
+from ferrotype.filesystems.remains import Ranges
 from ferrotype.units import MiB
 
 __all__ = ["Ext", "open", "probe"]
 
-Bytes = NDArray[np.uint8]
-Checksums = NDArray[np.uint32]
-
 WINDOW: Final = 16 * MiB  # of descriptors or bitmaps held at once
-
-
-# ---------------------------------------------------------------------- checksums, many rows at once
-
-
-@cache
-def _table(polynomial: int, bits: int) -> Checksums:
-    """What ``bits`` (8 or 16) low bits of a reflected CRC's state turn into when they are shifted out."""
-    table: Checksums = np.arange(1 << bits, dtype=np.uint32)
-    for _ in range(bits):
-        low_bit = table & 1
-        table >>= 1
-        table ^= low_bit * np.uint32(polynomial)
-    return table
-
-
-def _crc(polynomial: int, state: Checksums, rows: Bytes) -> Checksums:
-    """The CRC of each row, going on from its ``state``: all rows step together, two bytes at a time."""
-    even = rows.shape[1] & ~1
-    state = np.broadcast_to(state, len(rows)).astype(np.uint32)
-    wide = _table(polynomial, 16)
-    for pair in np.ascontiguousarray(rows[:, :even]).view("<u2").T.copy():
-        state = wide[(state ^ pair) & 0xFFFF] ^ (state >> 16)
-    for last in rows[:, even:].T:
-        state = _table(polynomial, 8)[(state ^ last) & 0xFF] ^ (state >> 8)
-    return state
-
-
-CRC16: Final = 0xA001
-CRC32C: Final = 0x82F63B78
-_SMALL: Final = np.array([0xFFFF], np.uint32)
-_LARGE: Final = np.array([0xFFFFFFFF], np.uint32)
-
-
-def _row(data: bytes) -> Bytes:
-    return np.frombuffer(data, np.uint8).reshape(1, -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +86,10 @@ class Ext:
         self._source = source
         self._sb = sb
         self._geo = Geometry.of(sb)
+        self._descriptors = Descriptors(sb, self._geo)
         self._csum = bool(sb.s_feature_ro_compat & RoCompat.METADATA_CSUM)
-        self._gdt_csum = bool(sb.s_feature_ro_compat & RoCompat.GDT_CSUM) and not self._csum
-        self._seed = np.array([sb.s_checksum_seed], np.uint32)
-        if not sb.s_feature_incompat & Incompat.CSUM_SEED:
-            self._seed = _crc(CRC32C, _LARGE, _row(sb.s_uuid))
-        if self._csum and int(_crc(CRC32C, _LARGE, _row(raw[:-4]))[0]) != sb.s_checksum:
+        self._seed = self._descriptors.seed
+        if self._csum and int(crc(CRC32C, LARGE, row(raw[:-4]))[0]) != sb.s_checksum:
             raise InvalidImage("the ext superblock's checksum does not match", offset=SUPERBLOCK, field="s_checksum")
         self._facts = _facts(sb, self._geo, source.size)
 
@@ -141,8 +101,9 @@ class Ext:
         """All DATA: Linux's swap files are only known by the running system's configuration."""
         return ExtentMap.uniform(0, self._source.size)
 
-    def files_at(self, starts: Offsets, ends: Offsets, /) -> tuple[str, ...]:  # noqa: ARG002
-        return ()
+    def files_at(self, starts: Offsets, ends: Offsets, /) -> tuple[str, ...]:
+        """See ``ext_files``.  An inode stands as ``<inode 12>``, one of the file system's own as ``<journal>``."""
+        return files_at(self._source, self._descriptors, Ranges(starts, ends), clean=self._facts.unclean is None)
 
     def allocation(self) -> ExtentMap:
         """FREE where bitmaps that prove themselves say so, to the block or cluster, up to the file system's end."""
@@ -173,84 +134,40 @@ class Ext:
             uninit=np.zeros(geo.groups, np.bool_),
             bitmap_csum=np.empty(geo.groups, np.uint32),
         )
-        per_block, step = geo.block_size // geo.desc_size, WINDOW // geo.block_size
-        blocks = self._descriptor_blocks()
+        step = WINDOW // geo.block_size
+        blocks = self._descriptors.blocks()
         for at in range(0, len(blocks), step):
-            first = at * per_block
+            first = at * self._descriptors.per_block
             rows = self._read_blocks(blocks[at : at + step], geo.block_size, "a block of group descriptors")
             rows = rows.reshape(-1, geo.desc_size)[: geo.groups - first]
             self._take_descriptors(rows, first, result)
         return result
 
-    def _descriptor_blocks(self) -> Blocks:
-        """The blocks of the primary descriptor table, in order (section "Meta Block Groups")."""
-        geo, sb = self._geo, self._sb
-        index = np.arange(geo.desc_blocks, dtype=np.int64)
-        together = geo.super_block + 1 + index
-        if not sb.s_feature_incompat & Incompat.META_BG:
-            return together
-        leader = index * (geo.block_size // geo.desc_size)
-        apart = geo.start_of(leader) + np.isin(leader, self._backup_groups())
-        return np.where(index < sb.s_first_meta_bg, together, apart)
-
     def _take_descriptors(self, rows: Bytes, first: int, into: _Groups) -> None:
         """Check one window of descriptors and keep what matters."""
-        geo = self._geo
-        fields = DESC_LO | (DESC_HI if geo.desc_size >= 64 else {})
-        formats, offsets = zip(*fields.values(), strict=True)
-        dtype = np.dtype({"names": list(fields), "formats": formats, "offsets": offsets, "itemsize": geo.desc_size})
-        table = np.ascontiguousarray(rows).view(dtype).reshape(-1)
-        self._check_descriptors(rows, table["bg_checksum"], first)
-
-        def joined(name: str, shift: int) -> Blocks:
-            value: Blocks = table[name + "_lo"].astype(np.int64)
-            return value | table[name + "_hi"].astype(np.int64) << shift if name + "_hi" in fields else value
-
-        part = slice(first, first + len(rows))
-        into.block_bitmap[part] = joined("bg_block_bitmap", 32)
-        into.inode_bitmap[part] = joined("bg_inode_bitmap", 32)
-        into.inode_table[part] = joined("bg_inode_table", 32)
-        into.free[part] = joined("bg_free_blocks_count", 16)
-        into.bitmap_csum[part] = joined("bg_block_bitmap_csum", 16)
-        if self._csum or self._gdt_csum:  # without checksums the flags mean nothing
+        descriptors = self._descriptors
+        wrong = descriptors.wrong(rows, np.arange(first, first + len(rows)))
+        if wrong.any():
+            group = first + int(wrong.argmax())
+            raise InvalidImage(f"the checksum of group {group}'s descriptor does not match", field="bg_checksum")
+        table, part = descriptors.table(rows), slice(first, first + len(rows))
+        into.block_bitmap[part] = descriptors.joined(table, "bg_block_bitmap", 32)
+        into.inode_bitmap[part] = descriptors.joined(table, "bg_inode_bitmap", 32)
+        into.inode_table[part] = descriptors.joined(table, "bg_inode_table", 32)
+        into.free[part] = descriptors.joined(table, "bg_free_blocks_count", 16)
+        into.bitmap_csum[part] = descriptors.joined(table, "bg_block_bitmap_csum", 16)
+        if descriptors.has_flags:
             into.uninit[part] = (table["bg_flags"] & BLOCK_UNINIT) != 0
         for what, place, length in (
             ("block bitmap", into.block_bitmap[part], 1),
             ("inode bitmap", into.inode_bitmap[part], 1),
-            ("inode table", into.inode_table[part], geo.table_blocks),
+            ("inode table", into.inode_table[part], self._geo.table_blocks),
         ):
-            outside = (place < geo.first_block) | (place > geo.blocks - length)
+            outside = descriptors.outside(place, length)
             if outside.any():
                 raise InvalidImage(f"the {what} of group {first + int(outside.argmax())} is outside the file system")
 
-    def _check_descriptors(self, rows: Bytes, stored: NDArray[np.uint16], first: int) -> None:
-        """Section "Checksums": crc16 with uninit_bg, the lower half of crc32c with metadata_csum."""
-        number = np.arange(first, first + len(rows), dtype="<u4").view(np.uint8).reshape(-1, 4)
-        if self._csum:
-            blank = np.zeros((len(rows), 2), np.uint8)
-            state = _crc(CRC32C, self._seed, np.hstack([number, rows[:, :0x1E], blank, rows[:, 0x20:]]))
-        elif self._gdt_csum:
-            uuid_state = _crc(CRC16, _SMALL, _row(self._sb.s_uuid))
-            state = _crc(CRC16, uuid_state, np.hstack([number, rows[:, :0x1E], rows[:, 0x20:]]))
-        else:
-            return
-        wrong = (state & 0xFFFF) != stored
-        if wrong.any():
-            group = first + int(wrong.argmax())
-            raise InvalidImage(f"the checksum of group {group}'s descriptor does not match", field="bg_checksum")
-
     # ------------------------------------------------------------------ where metadata lies
-
-    def _backup_groups(self) -> Blocks:
-        """Groups that hold the superblock or a copy of it, ascending."""
-        sb, count = self._sb, self._geo.groups
-        if sb.s_feature_compat & Compat.SPARSE_SUPER2:
-            named = {0, sb.s_backup_bgs_0, sb.s_backup_bgs_1}
-        elif sb.s_feature_ro_compat & RoCompat.SPARSE_SUPER:
-            named = {0, 1} | {base**power for base in (3, 5, 7) for power in range(1, 15)}
-        else:
-            return np.arange(count, dtype=np.int64)
-        return np.array(sorted(group for group in named if group < count), np.int64)
 
     def _metadata(self, groups: _Groups) -> tuple[Blocks, Blocks]:
         """Starts and ends, in blocks and ascending, of all that the superblock and the descriptors place.
@@ -258,7 +175,7 @@ class Ext:
         Raises InvalidImage where two of them overlap, which also bounds what painting them can cost.
         """
         geo, sb = self._geo, self._sb
-        backups = self._backup_groups()
+        backups = self._descriptors.backup_groups()
         per_block = geo.block_size // geo.desc_size
         if sb.s_feature_incompat & Incompat.META_BG:
             old, old_groups = sb.s_first_meta_bg, sb.s_first_meta_bg * per_block
@@ -325,7 +242,7 @@ class Ext:
         wrong = np.zeros(len(window), np.bool_)
         if self._csum:
             mask = 0xFFFFFFFF if geo.desc_size >= 64 else 0xFFFF
-            wrong[written] = (_crc(CRC32C, self._seed, rows) & mask) != groups.bitmap_csum[part][written]
+            wrong[written] = (crc(CRC32C, self._seed, rows) & mask) != groups.bitmap_csum[part][written]
         if window.stop == geo.groups:
             _fill_behind(used[-1], geo.clusters - (geo.groups - 1) * geo.group_clusters)
         wrong |= geo.group_clusters - _ones(used) != groups.free[part]

@@ -49,7 +49,8 @@ class Superblock(Record):
     s_state: u16
     skip_errors: Annotated[bytes, "16s"]
     s_rev_level: u32
-    skip_reserved_ids: Annotated[bytes, "8s"]
+    skip_reserved_ids: u32
+    s_first_ino: u32
     s_inode_size: u16
     s_block_group_nr: u16
     s_feature_compat: u32
@@ -59,7 +60,9 @@ class Superblock(Record):
     s_volume_name: b16
     skip_last_mounted: Annotated[bytes, "70s"]
     s_reserved_gdt_blocks: u16
-    skip_journal: Annotated[bytes, "24s"]
+    skip_journal: Annotated[bytes, "16s"]
+    s_journal_inum: u32
+    skip_journal_dev: u32
     s_last_orphan: u32
     skip_hash: Annotated[bytes, "18s"]
     s_desc_size: u16
@@ -69,17 +72,26 @@ class Superblock(Record):
     s_blocks_count_hi: u32
     skip_counts_hi: Annotated[bytes, "12s"]
     s_flags: u32
-    skip_raid_mmp: Annotated[bytes, "16s"]
+    skip_raid: u16
+    skip_mmp_interval: u16
+    s_mmp_block: u64
+    skip_raid_stripe_width: u32
     s_log_groups_per_flex: u8
     s_checksum_type: u8
     s_reserved_pad: u16
     s_kbytes_written: u64
-    skip_snapshots_errors: Annotated[bytes, "204s"]
+    skip_snapshots_errors: Annotated[bytes, "192s"]
+    s_usr_quota_inum: u32
+    s_grp_quota_inum: u32
+    skip_overhead: u32
     s_backup_bgs_0: u32
     s_backup_bgs_1: u32
-    skip_encryption: Annotated[bytes, "28s"]
+    skip_encryption: Annotated[bytes, "24s"]
+    s_prj_quota_inum: u32
     s_checksum_seed: u32
-    skip_rest: Annotated[bytes, "392s"]
+    skip_times: Annotated[bytes, "12s"]
+    s_orphan_file_inum: u32
+    skip_rest: Annotated[bytes, "376s"]
     s_checksum: u32
 
 
@@ -89,8 +101,10 @@ DESC_LO: Final = {
     "bg_inode_bitmap_lo": ("<u4", 0x04),
     "bg_inode_table_lo": ("<u4", 0x08),
     "bg_free_blocks_count_lo": ("<u2", 0x0C),
+    "bg_free_inodes_count_lo": ("<u2", 0x0E),
     "bg_flags": ("<u2", 0x12),
     "bg_block_bitmap_csum_lo": ("<u2", 0x18),
+    "bg_itable_unused_lo": ("<u2", 0x1C),
     "bg_checksum": ("<u2", 0x1E),
 }
 DESC_HI: Final = {
@@ -98,9 +112,12 @@ DESC_HI: Final = {
     "bg_inode_bitmap_hi": ("<u4", 0x24),
     "bg_inode_table_hi": ("<u4", 0x28),
     "bg_free_blocks_count_hi": ("<u2", 0x2C),
+    "bg_free_inodes_count_hi": ("<u2", 0x2E),
+    "bg_itable_unused_hi": ("<u2", 0x32),
     "bg_block_bitmap_csum_hi": ("<u2", 0x38),
 }
-BLOCK_UNINIT: Final = 0x2  # bg_flags
+INODE_UNINIT: Final = 0x1  # bg_flags
+BLOCK_UNINIT: Final = 0x2
 
 # s_state and s_flags
 VALID_FS: Final = 1
@@ -113,6 +130,7 @@ class Compat(IntFlag):
     """s_feature_compat: does not concern who only reads the map, bar these."""
 
     HAS_JOURNAL = 0x4
+    RESIZE_INODE = 0x10
     SPARSE_SUPER2 = 0x200
 
 

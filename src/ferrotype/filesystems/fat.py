@@ -18,8 +18,7 @@ differs from it on purpose: a boot sector without FATSz16 can only be laid out a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,68 +27,23 @@ from ferrotype.block import Source, read, read_exactly
 from ferrotype.errors import DeviceError, FormatError, InvalidImage, UnsupportedError
 from ferrotype.extents import BitmapRuns, ExtentMap, Offsets, State
 from ferrotype.filesystems import Facts
-from ferrotype.records import Record, b8, record, u8, u16, u32
+from ferrotype.filesystems.fat_files import Tree
+from ferrotype.filesystems.fat_records import (
+    ATTR_DIRECTORY,
+    ATTR_LONG_NAME,
+    ATTR_VOLUME_ID,
+    DIRECTORY_ENTRY,
+    BootSector,
+    Extended,
+    Extended32,
+    entries_of,
+    layout_of,
+    sectors_of,
+)
+from ferrotype.filesystems.remains import Ranges
 from ferrotype.units import KiB, MiB
 
 __all__ = ["Fat", "format_serial", "free_runs", "open", "probe"]
-
-
-@record(endian="<", size=36)
-class BootSector(Record):
-    """Boot sector and BPB, the part all three types share."""
-
-    BS_jmpBoot: Annotated[bytes, "3s"]
-    BS_OEMName: b8
-    BPB_BytsPerSec: u16
-    BPB_SecPerClus: u8
-    BPB_RsvdSecCnt: u16
-    BPB_NumFATs: u8
-    BPB_RootEntCnt: u16
-    BPB_TotSec16: u16
-    BPB_Media: u8
-    BPB_FATSz16: u16
-    BPB_SecPerTrk: u16
-    BPB_NumHeads: u16
-    BPB_HiddSec: u32
-    BPB_TotSec32: u32
-
-
-@record(endian="<", size=26)
-class Extended(Record):
-    """Byte 36 on of FAT12 and FAT16, and byte 64 on of FAT32."""
-
-    BS_DrvNum: u8
-    BS_Reserved1: u8  # bit 0: not cleanly unmounted, bit 1: hard errors seen
-    BS_BootSig: u8
-    BS_VolID: u32
-    BS_VolLab: Annotated[bytes, "11s"]
-    BS_FilSysType: b8
-
-
-@record(endian="<", size=28)
-class Extended32(Record):
-    """Byte 36 to 63 of FAT32."""
-
-    BPB_FATSz32: u32
-    BPB_ExtFlags: u16
-    BPB_FSVer: u16
-    BPB_RootClus: u32
-    BPB_FSInfo: u16
-    BPB_BkBootSec: u16
-    BPB_Reserved: Annotated[bytes, "12s"]
-
-
-_DIRECTORY_ENTRY: Final = np.dtype(  # "FAT Directory Structure"
-    {
-        "names": ["DIR_Name", "DIR_Attr", "DIR_FstClusHI", "DIR_FstClusLO"],
-        "formats": ["V11", "u1", "<u2", "<u2"],
-        "offsets": [0, 11, 20, 26],
-        "itemsize": 32,
-    }
-)
-_ATTR_VOLUME_ID: Final = 0x08
-_ATTR_DIRECTORY: Final = 0x10
-_ATTR_LONG_NAME: Final = 0x0F
 
 # Boot sectors of others that fill in a BPB too.  BitLocker To Go hides behind a complete FAT32 one; the GUID that
 # gives it away stands at byte 424 ({4967D63B-2E29-4AD8-8399-F6A339E3D001}).
@@ -127,35 +81,13 @@ def free_runs(windows: Iterable[tuple[NDArray[np.uint8], int]]) -> tuple[Offsets
     return np.concatenate(starts), np.concatenate(ends)
 
 
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """Where everything stands; counts in sectors or clusters, offsets in bytes."""
-
-    bits: int  # 12, 16 or 32
-    sector: int
-    cluster: int
-    fat_start: int
-    fat_size: int
-    fats: int
-    root_start: int  # FAT12/16
-    root_size: int
-    data_start: int
-    clusters: int
-    size: int
-
-    @property
-    def table_size(self) -> int:
-        """Bytes of a FAT that hold entries of clusters."""
-        return ((self.clusters + 2) * self.bits + 7) // 8
-
-
 def _is_power(value: int) -> bool:
     return value > 0 and value & (value - 1) == 0
 
 
 def _plausible(boot: BootSector, sector: bytes) -> bool:
     """Whether a first sector can be nothing but FAT's."""
-    sectors, fat_size = _sectors(boot), boot.BPB_FATSz16 or int.from_bytes(sector[36:40], "little")
+    sectors, fat_size = sectors_of(boot), boot.BPB_FATSz16 or int.from_bytes(sector[36:40], "little")
     return (
         boot.BS_OEMName not in _FOREIGN_OEM
         and sector[54:62] not in _FOREIGN_TYPE
@@ -172,51 +104,6 @@ def _plausible(boot: BootSector, sector: bytes) -> bool:
     )
 
 
-def _sectors(boot: BootSector) -> int:
-    return boot.BPB_TotSec16 or boot.BPB_TotSec32
-
-
-def _layout(boot: BootSector, fat_size: int) -> _Layout:
-    """Section "FAT Type Determination"."""
-    sector = boot.BPB_BytsPerSec
-    root_start = boot.BPB_RsvdSecCnt + boot.BPB_NumFATs * fat_size
-    data_start = root_start + -(-boot.BPB_RootEntCnt * 32 // sector)
-    clusters = max(_sectors(boot) - data_start, 0) // boot.BPB_SecPerClus
-    if clusters == 0:
-        raise InvalidImage("FAT without a single cluster", field="BPB_TotSec32")
-    layout = _Layout(
-        bits=32 if boot.BPB_FATSz16 == 0 else 12 if clusters < 4085 else 16,
-        sector=sector,
-        cluster=sector * boot.BPB_SecPerClus,
-        fat_start=boot.BPB_RsvdSecCnt * sector,
-        fat_size=fat_size * sector,
-        fats=boot.BPB_NumFATs,
-        root_start=root_start * sector,
-        root_size=boot.BPB_RootEntCnt * 32,
-        data_start=data_start * sector,
-        clusters=clusters,
-        size=_sectors(boot) * sector,
-    )
-    if clusters >= {12: 4085, 16: 65525, 32: 0x0FFFFFF5}[layout.bits]:
-        raise InvalidImage(f"{clusters} clusters are too many for FAT{layout.bits}", field="BPB_TotSec32")
-    if layout.table_size > layout.fat_size:
-        raise InvalidImage(f"the FAT is too short for {clusters} clusters", field="BPB_FATSz")
-    return layout
-
-
-def _entries(table: bytes, bits: int) -> NDArray[np.uint32]:
-    """The whole entries in ``table``; of 32 bits the upper four are reserved and cleared."""
-    if bits == 16:
-        return np.frombuffer(table, "<u2", len(table) // 2).astype(np.uint32)
-    if bits == 32:
-        return np.frombuffer(table, "<u4", len(table) // 4) & np.uint32(0x0FFFFFFF)
-    octets = np.frombuffer(table + bytes(-len(table) % 3), np.uint8).reshape(-1, 3).astype(np.uint32)
-    pairs = np.empty((len(octets), 2), np.uint32)  # aa bA BB is the pair Aaa BBb
-    pairs[:, 0] = octets[:, 0] | (octets[:, 1] & 0x0F) << 8
-    pairs[:, 1] = octets[:, 1] >> 4 | octets[:, 2] << 4
-    return pairs.reshape(-1)
-
-
 class Fat:
     """An opened FAT file system."""
 
@@ -230,7 +117,7 @@ class Fat:
         self._tables = list(range(boot.BPB_NumFATs))
         if boot.BPB_FATSz16:
             extended = Extended.unpack(sector, 36)
-            self._layout = _layout(boot, boot.BPB_FATSz16)
+            self._layout = layout_of(boot, boot.BPB_FATSz16)
             self._refuse_atari(marked=sector[510:512] == b"\x55\xaa")
         else:
             extended = Extended.unpack(sector, 64)
@@ -247,7 +134,7 @@ class Fat:
         )
 
     def _open32(self, boot: BootSector, extended: Extended32) -> None:
-        self._layout = _layout(boot, extended.BPB_FATSz32)
+        self._layout = layout_of(boot, extended.BPB_FATSz32)
         if extended.BPB_FSVer != 0:
             raise UnsupportedError(f"FAT32 of version {extended.BPB_FSVer:#06x}", field="BPB_FSVer")
         if not 2 <= extended.BPB_RootClus < self._layout.clusters + 2:
@@ -263,33 +150,45 @@ class Fat:
         """An Atari's hard disks hold 16-bit entries however few the clusters, and lack the 0x55AA mark."""
         layout = self._layout
         roomy = (layout.clusters + 2) * 2 <= layout.fat_size
-        start = read_exactly(self._source, layout.fat_start, 4, "the FAT")
-        if layout.bits == 12 and not marked and roomy and start[3] == 0xFF:
+        if layout.bits != 12 or marked or not roomy:
+            return
+        if read_exactly(self._source, layout.fat_start, 4, "the FAT")[3] == 0xFF:
             raise UnsupportedError("the FAT could hold entries of 12 bits, or of 16 as on an Atari", offset=510)
 
     def _check_tables(self) -> None:
         """All that is not clusters lies on the volume, and the FAT starts like one: a blank FAT would free it all."""
         if self._layout.data_start > self._source.size:
             raise InvalidImage("the volume ends inside the file system's tables", offset=self._source.size)
+        self._tables = self._readable_first()
         first = read(self._source, self._table_at(self._tables[0]), 1)[0]
         if first != 0xF0 and first < 0xF8:
             raise InvalidImage(f"the FAT starts with {first:#04x}, which is no media byte")
         if self._root_cluster and self._next(self._root_cluster) == 0:
             raise InvalidImage("the root directory's cluster is free in the FAT", field="BPB_RootClus")
 
+    def _readable_first(self) -> list[int]:
+        """The FATs in use, one in front whose beginning can be read if there is one."""
+        for at, table in enumerate(self._tables):
+            try:
+                read(self._source, self._table_at(table), 8)
+            except DeviceError:
+                continue
+            return self._tables[at:] + self._tables[:at]
+        return self._tables
+
     def _table_at(self, table: int) -> int:
         return self._layout.fat_start + table * self._layout.fat_size
 
     def _next(self, cluster: int) -> int:
         """A FAT32 entry."""
-        return int(_entries(read(self._source, self._table_at(self._tables[0]) + cluster * 4, 4), 32)[0])
+        return int(entries_of(read(self._source, self._table_at(self._tables[0]) + cluster * 4, 4), 32)[0])
 
     # ------------------------------------------------------------------ facts
 
     def _unclean(self, state: int) -> str | None:
         """Section "FAT Data Structure", entry 1; and the same bits in the boot sector, where Linux puts them."""
         bits = self._layout.bits
-        entry = int(_entries(read(self._source, self._table_at(self._tables[0]), 8), bits)[1])
+        entry = int(entries_of(read(self._source, self._table_at(self._tables[0]), 8), bits)[1])
         clean, good = {12: (0, 0), 16: (1 << 15, 1 << 14), 32: (1 << 27, 1 << 26)}[bits]
         if state & 1 or entry & clean != clean:
             return "the volume was not cleanly unmounted"
@@ -303,7 +202,7 @@ class Fat:
         """The volume label's entry of the root directory; the boot sector's copy is out of date too often."""
         try:
             for piece in self._root_pieces():
-                entries = np.frombuffer(piece, _DIRECTORY_ENTRY, len(piece) // 32)
+                entries = np.frombuffer(piece, DIRECTORY_ENTRY, len(piece) // 32)
                 head = np.frombuffer(piece, np.uint8)[: len(entries) * 32 : 32]
                 ends = np.flatnonzero(head == 0)
                 if len(ends):
@@ -311,8 +210,8 @@ class Fat:
                 attributes = entries["DIR_Attr"]
                 hits = np.flatnonzero(
                     (head != 0xE5)
-                    & ((attributes & 0x3F) != _ATTR_LONG_NAME)
-                    & ((attributes & (_ATTR_VOLUME_ID | _ATTR_DIRECTORY)) == _ATTR_VOLUME_ID)
+                    & ((attributes & 0x3F) != ATTR_LONG_NAME)
+                    & ((attributes & (ATTR_VOLUME_ID | ATTR_DIRECTORY)) == ATTR_VOLUME_ID)
                     & (entries["DIR_FstClusHI"] == 0)
                     & (entries["DIR_FstClusLO"] == 0)
                 )
@@ -363,10 +262,10 @@ class Fat:
         bits, clusters = self._layout.bits, self._layout.clusters
         first, *others = self._tables
         raw = read(self._source, self._table_at(first) + at, size)
-        entries = _entries(raw, bits)[skip:][:clusters]  # a FAT12 may end in half an entry of no cluster
+        entries = entries_of(raw, bits)[skip:][:clusters]  # a FAT12 may end in half an entry of no cluster
         for table in others:
             copy = read(self._source, self._table_at(table) + at, size)
-            if copy != raw and not np.array_equal(_entries(copy, bits)[skip:][:clusters], entries):
+            if copy != raw and not np.array_equal(entries_of(copy, bits)[skip:][:clusters], entries):
                 raise InvalidImage(f"FAT {table} differs from FAT {first}", offset=self._table_at(table) + at)
         return entries
 
@@ -374,8 +273,13 @@ class Fat:
         """All DATA: no paging file is looked for on FAT."""
         return ExtentMap.uniform(0, self._source.size)
 
-    def files_at(self, starts: Offsets, ends: Offsets, /) -> tuple[str, ...]:  # noqa: ARG002
-        return ()
+    def files_at(self, starts: Offsets, ends: Offsets, /) -> tuple[str, ...]:
+        """See FileSystem.  A cluster belongs to its file as a whole, what lies behind the file's end included.
+
+        A chain that no folder leads to stands as ``<cluster 12>``, by its first cluster.
+        """
+        tables = [self._table_at(table) for table in self._tables]
+        return Tree(self._source, self._layout, tables, self._root_cluster, Ranges(starts, ends)).files()
 
 
 def probe(source: Source, /) -> bool:

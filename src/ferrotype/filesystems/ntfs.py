@@ -22,9 +22,10 @@ from typing import Final
 import numpy as np
 
 from ferrotype.block import Source, read, read_exactly
-from ferrotype.errors import InvalidImage, UnsupportedError
+from ferrotype.errors import DeviceError, InvalidImage, UnsupportedError
 from ferrotype.extents import BitmapRuns, ExtentMap, Offsets, State, merge
 from ferrotype.filesystems import Facts
+from ferrotype.filesystems.ntfs_files import files_at
 from ferrotype.filesystems.ntfs_mft import MAX_RECORD, OEM_ID, Content, Geometry, MasterFileTable
 from ferrotype.filesystems.ntfs_records import (
     DATA,
@@ -47,6 +48,7 @@ from ferrotype.filesystems.ntfs_records import (
     fixed_up,
     utf16,
 )
+from ferrotype.filesystems.remains import Ranges
 from ferrotype.units import KiB
 
 _LOGFILE, _VOLUME, _ROOT, _BITMAP = 2, 3, 5, 6  # record numbers
@@ -117,8 +119,13 @@ class Ntfs:
                 continue  # nothing is promised of what cannot be read
         return found
 
-    def files_at(self, starts: Offsets, ends: Offsets, /) -> tuple[str, ...]:  # noqa: ARG002
-        return ()
+    def files_at(self, starts: Offsets, ends: Offsets, /) -> tuple[str, ...]:
+        """See FileSystem.  A cluster belongs to its file as a whole, and so does the file's record in $MFT.
+
+        Another stream than the main one stands as ``folder/file:stream``, NTFS's own files as ``<$Bitmap>``.  Where
+        records of $MFT cannot be read, the folders tell whose they were.
+        """
+        return files_at(self._source, self._geometry, self._mft, Ranges(starts, ends))
 
     def _free(self, starts: Offsets, ends: Offsets) -> ExtentMap:
         unit = self._geometry.cluster_size
@@ -164,7 +171,7 @@ class Ntfs:
                     return "Windows is hibernated on it, by hibernation or by fast startup"
                 if content.size < _HIBERFILE_HEADER and mark.lower() != b"wake":
                     return "a Windows on another volume is hibernated and has it mounted"
-        except InvalidImage as error:
+        except (InvalidImage, DeviceError) as error:
             return f"it cannot be told whether Windows is hibernated on it: {error}"
         return None
 
@@ -173,10 +180,10 @@ class Ntfs:
         try:
             log = self._mft.content(self._mft.record(_LOGFILE), DATA)
             pages = [] if log is None else list(_restart_pages(log))
-        except InvalidImage as error:
+            if log is not None and not pages and _log_empty(log):
+                return None
+        except (InvalidImage, DeviceError) as error:
             return f"its $LogFile cannot be read: {error}"
-        if log is not None and not pages and _log_empty(log):
-            return None
         if not pages:
             return "its $LogFile is damaged"
         header, area = max(

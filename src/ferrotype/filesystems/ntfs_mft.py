@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ferrotype.block import Source, read_exactly
-from ferrotype.errors import InvalidImage, UnsupportedError
+from ferrotype.errors import DeviceError, InvalidImage, UnsupportedError
 from ferrotype.filesystems.ntfs_records import (
     ATTRIBUTE_LIST,
     DATA,
@@ -55,6 +55,7 @@ class Geometry:
     mirror_lcn: int
     serial_number: int
     size: int  # bytes, the backup boot sector included
+    index_size: int = 4096  # bytes of an index node
 
     @classmethod
     def of(cls, boot: BootSector, disk_size: int) -> Geometry:
@@ -89,7 +90,11 @@ class Geometry:
         if boot.mft_lcn >= clusters:
             raise InvalidImage("$MFT lies outside the volume", offset=48, field="mft_lcn")
         size = min((boot.total_sectors + 1) * sector, disk_size)
-        return cls(cluster, clusters, record_size, boot.mft_lcn, boot.mft2_lcn, boot.serial_number, size)
+        per_index = boot.clusters_per_index_buffer
+        index_size = per_index * cluster if per_index > 0 else 1 << min(-per_index, 20)
+        if not 512 <= index_size <= MAX_RECORD or index_size & (index_size - 1):
+            index_size = 4096  # no map needs it, so this is no reason to refuse the volume
+        return cls(cluster, clusters, record_size, boot.mft_lcn, boot.mft2_lcn, boot.serial_number, size, index_size)
 
 
 class Content:
@@ -157,8 +162,11 @@ class MasterFileTable:
         pieces = self._pieces(base, DATA, "")
         if next(pieces, None) is not first:
             raise InvalidImage("the attribute list of record 0 does not begin with what record 0 holds")
-        for piece in pieces:
-            self._extend(self.data, piece, base)
+        try:
+            for piece in pieces:
+                self._extend(self.data, piece, base)
+        except DeviceError as error:  # what was found up to there can still be used, and the volume is not trusted
+            self.damaged = str(error)
         if self.data.lcns[:1] != [geometry.mft_lcn] and self.damaged is None:
             raise InvalidImage("boot sector and $MFT disagree on where $MFT begins", offset=48, field="mft_lcn")
 
@@ -169,12 +177,12 @@ class MasterFileTable:
     def record(self, number: int) -> FileRecord:
         """A file record in use; one of the first four comes from the mirror where $MFT's own is damaged."""
         size = self._geometry.record_size
-        raw = self.data.read(number * size, size)
-        if len(raw) < size:
-            raise InvalidImage(f"$MFT ends before record {number}")
         try:
+            raw = self.data.read(number * size, size)
+            if len(raw) < size:
+                raise InvalidImage(f"$MFT ends before record {number}")
             return self._parse(raw, number)
-        except InvalidImage as error:
+        except (InvalidImage, DeviceError) as error:
             if number >= _MIRRORED:
                 raise
             found = self._parse(self._at(self._geometry.mirror_lcn, number), number)
@@ -200,7 +208,7 @@ class MasterFileTable:
         for lcn in (self._geometry.mft_lcn, self._geometry.mirror_lcn):
             try:
                 found.append(self._parse(self._at(lcn, 0), 0))
-            except InvalidImage as error:
+            except (InvalidImage, DeviceError) as error:
                 self.damaged = self.damaged or str(error)
         if not found:
             raise InvalidImage(f"neither $MFT nor its mirror can be read: {self.damaged}")

@@ -28,14 +28,17 @@ SEGMENT: Final = (1 << 48) - 1  # the record number in a file reference; the upp
 
 # attribute type codes ("NTFS Documentation", Attributes)
 ATTRIBUTE_LIST: Final = 0x20
+FILE_NAME: Final = 0x30
 VOLUME_NAME: Final = 0x60
 VOLUME_INFORMATION: Final = 0x70
 DATA: Final = 0x80
 INDEX_ROOT: Final = 0x90
 INDEX_ALLOCATION: Final = 0xA0
+BITMAP: Final = 0xB0
 END: Final = 0xFFFFFFFF
 
-IN_USE: Final = 0x0001  # flag of a file record
+IN_USE: Final = 0x0001  # flags of a file record
+DIRECTORY: Final = 0x0002
 UNREADABLE: Final = 0x4000 | 0x00FF  # attribute flags: encrypted, or compressed by any method
 
 
