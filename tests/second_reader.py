@@ -57,12 +57,16 @@ def agree(path: Path, secrets: Iterable[Secret | None], agreed: Agreed) -> bool:
     """
     for secret in secrets:
         try:
-            repository = Repository.open(Container.open(path), secret)
-        except KeyRefused:
-            continue
+            container = Container.open(path)
         except FerrotypeError:
             return False
-        with repository:
+        with contextlib.closing(container):
+            try:
+                repository = Repository.open(container, secret)
+            except KeyRefused:
+                continue
+            except FerrotypeError:
+                return False
             return _same(repository, path, secret, agreed)
     return False
 

@@ -11,9 +11,20 @@ from typing import TYPE_CHECKING
 from ferrotype.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from ferrotype.api import backup, checksum, info, list_snapshots, open_disk, restore, verify
+    from ferrotype.api import backup, checksum, copy, info, list_snapshots, open_disk, restore, salvage, verify
 
-__all__ = ["__version__", "backup", "checksum", "info", "list_snapshots", "open_disk", "restore", "verify"]
+__all__ = [
+    "__version__",
+    "backup",
+    "checksum",
+    "copy",
+    "info",
+    "list_snapshots",
+    "open_disk",
+    "restore",
+    "salvage",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -23,12 +23,16 @@ from pathlib import Path
 from ferrotype.block import Source
 from ferrotype.engine import backup as _backup
 from ferrotype.engine import checksum as _checksum
+from ferrotype.engine import copy as _copy
 from ferrotype.engine import info as _info
 from ferrotype.engine import references
 from ferrotype.engine import restore as _restore
+from ferrotype.engine import salvage as _salvage
+from ferrotype.engine import turns as _turns
 from ferrotype.engine import verify as _verify
-from ferrotype.engine.images import ImageOptions, open_or_create
+from ferrotype.engine.images import ImageOptions, open_or_create, open_or_twin
 from ferrotype.engine.sources import as_text, named_source
+from ferrotype.engine.space import check_restore
 from ferrotype.engine.targets import image_files, open_target, refuse_harm
 from ferrotype.errors import KeyRefused, Refused
 from ferrotype.job import Job, NullJob
@@ -50,11 +54,13 @@ def backup(
     name: str | None = None,
     tags: Sequence[str] = (),
     split: int = 0,
+    verify_after: bool = False,
     job: Job | None = None,
 ) -> Snapshot:
     """Back up one or several disks into an image, which is made (encrypted, with a ``password``) if it is not there.
 
-    Returns the committed snapshot; ``snapshot.statistics`` counts bytes.
+    Returns the committed snapshot; ``snapshot.statistics`` counts bytes.  With ``verify_after`` all that was stored
+    is read back from the medium and proven before it is committed; WriteError where that fails.
     """
     job = job or NullJob()
     sources = [source] if isinstance(source, str | os.PathLike) else list(source)
@@ -74,7 +80,9 @@ def backup(
             )
         )
         called = None if name is None else as_text(name)
-        chosen = _backup.BackupOptions(all_sectors, exclude_swap_files, called, tuple(map(as_text, tags)))
+        chosen = _backup.BackupOptions(
+            all_sectors, exclude_swap_files, called, tuple(map(as_text, tags)), verify_after=verify_after
+        )
         return _backup.backup(repository, named, chosen, job)
 
 
@@ -100,6 +108,8 @@ def restore(
         if path.exists() and not overwrite:
             raise Refused(f"{path} exists and would be overwritten")
         in_place = path.is_block_device() or (delta and path.exists())
+        if not in_place:
+            check_restore(part, path)
         with open_target(path, part.length, part.disk.sector_size, in_place=in_place) as opened:
             options = _restore.RestoreOptions(no_blank, delta and opened.source is not None)
             return _restore.restore(part, opened.sink, options, job, target=opened.source)
@@ -119,11 +129,77 @@ def list_snapshots(image: PathLike, *, password: str | None = None) -> list[Snap
 
 
 def verify(
-    image: PathLike, *, password: str | None = None, deep: bool = False, sample: float = 1.0, job: Job | None = None
+    image: PathLike,
+    *,
+    password: str | None = None,
+    deep: bool = False,
+    sample: float = 1.0,
+    state: PathLike | None = None,
+    job: Job | None = None,
 ) -> _verify.VerifyResult:
-    """Prove the stored bytes; ``result.ok`` and ``result.damaged`` say what was found."""
+    """Prove the stored bytes; ``result.ok`` and ``result.damaged`` say what was found.
+
+    With ``state``, a folder that lasts, a ``sample`` goes on where the last one ended instead of at random, until the
+    whole image was walked; ``result.progress`` says how far that has come.
+    """
     with _image(image, password) as repository:
-        return _verify.verify(repository, _verify.VerifyOptions(deep, sample), job or NullJob())
+        turns = None
+        if state is not None:
+            turns = _turns.state_file(Path(state), repository.config.id, Path(image), deep=deep)
+        return _verify.verify(repository, _verify.VerifyOptions(deep, sample, turns=turns), job or NullJob())
+
+
+def copy(
+    source: PathLike,
+    target: PathLike,
+    *,
+    snapshots: Sequence[str] = (),
+    password: str | None = None,
+    target_password: str | None = None,
+    split: int = 0,
+    job: Job | None = None,
+) -> _copy.CopyResult:
+    """Copy snapshots of one image (all, those named, or that of ``image::snapshot``) into another.
+
+    The target is made with the same keys if it is not there.  ``target_password`` is for one that has its own.
+    """
+    path, named = _copy.chosen(os.fspath(source), snapshots)
+    theirs = _access(password if target_password is None else target_password)
+    with (
+        references.open_image(path, _access(password).secret) as repository,
+        open_or_twin(
+            Path(target),
+            repository,
+            image_files(path),
+            theirs.secret,
+            secret_given=password is not None,
+            split=split,
+        ) as into,
+    ):
+        wanted = [repository.snapshot(name) for name in named] if named else repository.snapshots()
+        return _copy.copy(repository, wanted, into, job or NullJob())
+
+
+def salvage(
+    image: PathLike,
+    out: PathLike | None = None,
+    *,
+    password: str | None = None,
+    split: int = 0,
+    job: Job | None = None,
+) -> _salvage.SalvageResult:
+    """Find what is left of a damaged image, which is only read; with ``out``, make a new image of it.
+
+    ``result.snapshots`` says of each what is lost.
+    """
+    return _salvage.salvage(
+        Path(image),
+        _access(password).secret,
+        job or NullJob(),
+        secret_given=password is not None,
+        out=None if out is None else Path(out),
+        split=split,
+    )
 
 
 def checksum(reference: PathLike, *, password: str | None = None, job: Job | None = None) -> str:

@@ -16,7 +16,8 @@
      │   └─ WriteError
      ├─ StoreError
      │   ├─ ObjectMissing
-     │   └─ ObjectExists
+     │   ├─ ObjectExists
+     │   └─ SnapshotForgotten          what was being read was forgotten meanwhile
      ├─ Locked                         another writer holds the image
      └─ Cancelled                      the user asked to stop
 
@@ -128,8 +129,12 @@ class ObjectExists(StoreError):
         self.name = name
 
 
+class SnapshotForgotten(StoreError):
+    """A snapshot was forgotten, and its chunks pruned, while it was read."""
+
+
 class Locked(FerrotypeError):
-    """Another process is writing to the image."""
+    """Another process is using the image: it writes, or it reads what would be moved."""
 
 
 class Cancelled(FerrotypeError):

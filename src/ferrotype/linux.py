@@ -7,7 +7,7 @@ The one place with ioctl numbers and ctypes.  The zeroing calls share one answer
     OSError    it can, and it failed
 
 Sources: linux/fs.h (BLK*), linux/loop.h (loop_info64), asm-generic/ioctl.h (the layout of a request number),
-fallocate(2), lseek(2), renameat2(2).
+fallocate(2), lseek(2), renameat2(2), fcntl(2) (F_OFD_SETLK), statfs(2), linux/magic.h.
 """
 
 from __future__ import annotations
@@ -180,6 +180,95 @@ def rename_new(old: str | os.PathLike[str], new: str | os.PathLike[str]) -> None
     os.rename(old, new)
 
 
+# ---------------------------------------------------------------------- locks and file systems
+
+_FLOCK: Final = "@hhqqi0q"  # struct flock: l_type, l_whence, l_start, l_len, l_pid
+
+
+def lock_byte(fd: int, offset: int, kind: int) -> bool:
+    """Set the lock of an open file description on one byte: F_RDLCK, F_WRLCK or F_UNLCK; never waits.
+
+    False where another open file description holds a lock that excludes it.  OSError where the kernel or the file
+    system has no such locks.  It is released with the last descriptor of the description.
+    """
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, kind, os.SEEK_SET, offset, 1, 0))
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+def file_system_type(where: int | str | os.PathLike[str]) -> int:
+    """The magic number of the file system that an open file or a path is on (statfs, ``f_type``)."""
+    libc = _libc()
+    answer = ctypes.create_string_buffer(512)  # larger than struct statfs is anywhere
+    failed = libc.fstatfs(where, answer) if isinstance(where, int) else libc.statfs(os.fsencode(where), answer)
+    if failed:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    word = ctypes.c_uint32 if os.uname().machine.startswith("s390") else ctypes.c_ulong  # its first field
+    return word.from_buffer(answer).value & 0xFFFFFFFF
+
+
+# ---------------------------------------------------------------------- what storage is, and writing back to it
+
+# statfs(2), linux/magic.h: file systems of this machine's own disks and memory.  A call on any other may wait for
+# another machine, or for another process.
+_LOCAL: Final = frozenset(
+    {
+        0xEF53,  # ext2, ext3, ext4
+        0x58465342,  # XFS
+        0x9123683E,  # btrfs
+        0xCA451A4E,  # bcachefs
+        0xF2F52010,  # F2FS
+        0x2FC12FC1,  # ZFS
+        0x4D44,  # FAT
+        0x2011BAB0,  # exFAT
+        0x5346544E,  # NTFS
+        0x7366746E,  # NTFS3
+        0x3153464A,  # JFS
+        0x52654973,  # ReiserFS
+        0x3434,  # NILFS2
+        0x482B,  # HFS+
+        0x9660,  # ISO 9660
+        0x15013346,  # UDF
+        0x73717368,  # SquashFS
+        0xE0F5E1E2,  # EROFS
+        0x01021994,  # tmpfs
+        0x858458F6,  # ramfs
+        0x794C7630,  # overlayfs
+    }
+)
+
+_WAIT_BEFORE: Final = 1  # SYNC_FILE_RANGE_*
+_START: Final = 2
+_WAIT_AFTER: Final = 4
+
+
+def is_local(fd: int) -> bool:
+    """Whether an open file lies on a file system that is known to be this machine's own."""
+    return file_system_type(fd) in _LOCAL
+
+
+def write_back(fd: int, offset: int, length: int, *, wait: bool) -> bool:
+    """Have the kernel store a range of a file now, and ``wait`` until it is; this is not yet durable.
+
+    False where that cannot be asked for.  An OSError is one of storing, and no later call tells it again.
+    """
+    call = getattr(_libc(), "sync_file_range", None)
+    if call is None:
+        return False
+    flags = _WAIT_BEFORE | _START | _WAIT_AFTER if wait else _START
+    if call(fd, ctypes.c_int64(offset), ctypes.c_int64(length), ctypes.c_uint(flags)) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _UNSUPPORTED or code == errno.ESPIPE:
+        return False
+    raise OSError(code, os.strerror(code))
+
+
 # ---------------------------------------------------------------------- holes, cache, memory
 
 MAX_RUNS: Final = 4 << 20  # 64 MiB of run list; a more fragmented file counts as data from there on
@@ -207,6 +296,17 @@ def data_runs(fd: int, offset: int, end: int) -> tuple[Offsets, Offsets]:
         if error.errno != errno.ENXIO:  # ENXIO: no data from here on
             return np.array([offset], np.int64), np.array([end], np.int64)
     return np.array(starts, np.int64), np.array(ends, np.int64)
+
+
+def next_data(fd: int, offset: int) -> int:
+    """Where the next stored byte at or behind ``offset`` may be; the size of the file where only a hole follows.
+
+    ``offset`` itself where the file system knows nothing of holes.  Moves the cursor, which nothing here reads.
+    """
+    try:
+        return os.lseek(fd, offset, os.SEEK_DATA)
+    except OSError as error:
+        return os.fstat(fd).st_size if error.errno == errno.ENXIO else offset
 
 
 def drop_cache(fd: int, offset: int, length: int) -> None:

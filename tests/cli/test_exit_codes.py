@@ -144,9 +144,15 @@ class Test4Input:
         ferrotype("list", disk, code=4)
 
     def test_a_damaged_start(self, copy: Path, tmp_path: Path) -> None:
+        """It is read with a warning where records follow, never written to, and refused where nothing follows."""
         with copy.open("r+b") as file:
             file.write(b"\0" * 16)
-        for words in (("list", copy), ("info", copy), ("restore", copy, tmp_path / "out.img")):
+        for words in (("list", copy), ("restore", copy, tmp_path / "out.img")):
+            assert "volume header is damaged" in ferrotype(*words, code=8).err
+        assert "ferrotype salvage" in ferrotype("forget", copy, "--keep-last", "1", code=4).err
+        with copy.open("r+b") as file:
+            file.write(bytes(copy.stat().st_size))
+        for words in (("list", copy), ("restore", copy, tmp_path / "out.img")):
             ferrotype(*words, code=4)
 
     def test_one_of_other_software(self, tmp_path: Path) -> None:
@@ -203,7 +209,7 @@ class Test6Failed:
     def test_standard_output(self, image: Path) -> None:
         for words in (["list", image], ["list", image, "--json"], ["--help"]):
             for redirect, code, said in (
-                (">/dev/full", 6, "No space left"),
+                (">/dev/full", 6, "no space left"),
                 ("| true; exit ${PIPESTATUS[0]}", 6, ""),
             ):
                 done = run_in_shell(f'"$@" {redirect}', *words)

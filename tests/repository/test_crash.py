@@ -1,4 +1,4 @@
-"""Power cuts: at every operation of a small life of an image, in three ways; and a process killed for real."""
+"""What a cut writer leaves is used, and never believed; ``tests/faults`` has the cuts at every operation."""
 
 from __future__ import annotations
 
@@ -9,175 +9,26 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from ferrotype.engine.forget import forget
-from ferrotype.engine.prune import prune
 from ferrotype.engine.verify import VerifyOptions, verify
 from ferrotype.errors import WriteError
 from ferrotype.job import NullJob
 from ferrotype.objects.container import Container
-from ferrotype.repository.keys import Secret
-from ferrotype.repository.store import Repository
 from ferrotype.repository.writer import open_writer
-from ferrotype.testing.faults import Fault, Faults, PowerCut
+from ferrotype.testing.faults import Fault, Faults
 from tests.repository.small import (
-    QUICK,
-    SECRET,
     add_disk,
     back_up,
     changed,
     contents,
     create,
-    disk_content,
     open_at,
     restored,
     tiny,
 )
-
-FIRST = disk_content(24, 1)
-SECOND = changed(FIRST, 2)
-THIRD = changed(SECOND, 3)
-DISKS = {"first": FIRST, "second": SECOND, "third": THIRD}
-OTHER = Secret(b"another one")
-
-
-@dataclass(slots=True)
-class Acknowledged:
-    """What calls that returned have promised."""
-
-    created: bool = False
-    committed: set[str] = field(default_factory=set)
-    forgotten: set[str] = field(default_factory=set)
-    going: set[str] = field(default_factory=set)  # being forgotten
-    stored: set[str] = field(default_factory=set)  # disks all of whose chunks were checkpointed
-    key_added: bool = False
-
-
-def life(path: Path, faults: Faults, secret: Secret | None, told: Acknowledged) -> None:
-    """Everything that is ever done to an image, in small."""
-    repository = create(Container.create(path, opener=faults.opener), secret)
-    told.created = True
-    back_up(repository, FIRST, "first", day=1, checkpoint=7)
-    told.committed.add("first")
-    repository.close()
-
-    repository = open_at(path, secret, writable=True, opener=faults.opener)
-    with open_writer(repository) as writer:
-        add_disk(writer, repository, SECOND)
-        writer.checkpoint()
-        told.stored.add("second")
-    back_up(repository, SECOND, "second", day=2)
-    told.committed.add("second")
-    first = repository.snapshot("first")
-    told.going.add("first")
-    forget(repository, [first])
-    told.forgotten.add("first")
-    prune(repository, NullJob())
-    if secret:
-        slot = repository.add_key(OTHER, cost=QUICK)
-        told.key_added = True
-        told.key_added = False
-        repository.remove_key(slot.id)
-    back_up(repository, THIRD, "third", day=3)
-    told.committed.add("third")
-    store = repository.store
-    assert isinstance(store, Container)
-    store.compact(lambda _: None)
-    repository.close()
-
-
-def check_image(path: Path, secret: Secret | None, told: Acknowledged) -> None:
-    """What was promised is there, nothing is there by half, and it can be worked on."""
-    with open_at(path, secret) as repository:
-        check_snapshots(repository, told)
-    if told.key_added:
-        open_at(path, OTHER).close()
-    with open_at(path, secret, writable=True) as repository:
-        check_snapshots(repository, told)
-        result = verify(repository, VerifyOptions(deep=True, workers=1), NullJob())
-        assert result.ok, result
-        for name in sorted(told.stored):
-            with open_writer(repository) as writer:
-                before = writer.stored
-                add_disk(writer, repository, DISKS[name])
-                assert writer.stored == before, "chunks were stored again"
-        fresh = changed(THIRD, 4)
-        back_up(repository, fresh, "fresh", day=9)
-        prune(repository, NullJob())
-        assert contents(repository)["fresh"] == fresh
-    with open_at(path, secret) as repository:
-        check_snapshots(repository, told, "fresh")
-        assert verify(repository, VerifyOptions(deep=True, workers=1), NullJob()).ok
-
-
-def check_snapshots(repository: Repository, told: Acknowledged, *extra: str) -> None:
-    listed = {snapshot.name: snapshot for snapshot in repository.snapshots()}
-    assert repository.warnings == []
-    assert told.committed - told.going <= set(listed), "a committed snapshot is lost"
-    assert not told.forgotten & set(listed), "a forgotten snapshot is back"
-    assert set(listed) <= {*DISKS, *extra}
-    for name, snapshot in listed.items():
-        if name in DISKS:
-            assert restored(repository, snapshot) == DISKS[name]
-
-
-def operations(tmp_path: Path, secret: Secret | None) -> int:
-    faults = Faults()
-    life(tmp_path / "whole.ferro", faults, secret, Acknowledged())
-    faults.close()
-    return faults.operations
-
-
-@pytest.mark.parametrize("how", [Fault.LOST, Fault.TORN, Fault.DROPPED])
-@pytest.mark.parametrize("secret", [None, SECRET], ids=["plain", "encrypted"])
-def test_the_power_may_go_at_any_operation(tmp_path: Path, how: Fault, secret: Secret | None) -> None:
-    total = operations(tmp_path, secret)
-    assert total > 60
-    for number in range(int(secret is not None), total, 1 + (secret is not None)):
-        path = tmp_path / f"{number}.ferro"
-        told = Acknowledged()
-        faults = Faults(at=number, how=how, seed=number)
-        with contextlib.suppress(PowerCut):
-            life(path, faults, secret, told)
-        faults.close()
-        try:
-            if path.exists():
-                check_image(path, secret, told)
-            else:
-                assert not told.created
-        except BaseException as error:
-            error.add_note(f"cut at operation {number} of {total}, {how}")
-            raise
-        path.unlink(missing_ok=True)
-
-
-@pytest.mark.parametrize("how", [Fault.REFUSED, Fault.SHORT])
-def test_storage_may_refuse_any_operation(tmp_path: Path, how: Fault) -> None:
-    """A full disk, then room again: the error is told, nothing is lost, and what failed is not taken for stored."""
-    total = operations(tmp_path, None)
-    for number in range(0, total, 2):
-        path = tmp_path / f"{number}.ferro"
-        told = Acknowledged()
-        faults = Faults(at=number, how=how)
-        refused = False
-        try:
-            life(path, faults, None, told)
-        except WriteError:
-            refused = True
-        faults.close()
-        try:
-            if path.exists():
-                check_image(path, None, told)
-            else:
-                assert refused
-        except BaseException as error:
-            error.add_note(f"refused operation {number} of {total}, {how}")
-            raise
-        path.unlink(missing_ok=True)
 
 
 def test_a_backup_goes_on_where_the_cut_one_was(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import os
 import stat
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NoReturn, Self
 
@@ -27,10 +27,12 @@ import numpy as np
 
 from ferrotype import linux
 from ferrotype.block import Source, Traits, inventory
-from ferrotype.block.file import FileSource, check_read, check_write, read_fully, why, write_fully
+from ferrotype.block.file import PROMISE, FileSource, check_read, check_write, read_fully, write_fully
 from ferrotype.errors import DeviceError, ReadError, Refused, UsageError, WriteError
 from ferrotype.extents import ExtentMap
 from ferrotype.linux import aligned_buffer
+from ferrotype.stall import Patience, Storage
+from ferrotype.trouble import why
 from ferrotype.units import GiB, KiB, MiB
 
 __all__ = ["DeviceSink", "DeviceSource", "aligned_buffer", "open_source"]
@@ -59,7 +61,9 @@ def _address(buf: memoryview) -> int:
     return int(np.frombuffer(buf, np.uint8).ctypes.data)
 
 
-def open_source(path: str | os.PathLike[str], *, sector_size: int | None = None) -> Source:
+def open_source(
+    path: str | os.PathLike[str], *, sector_size: int | None = None, patience: Patience | None = None
+) -> Source:
     """The block device or regular file at ``path``; ``sector_size`` is for files, which do not know theirs.
 
     Raises UsageError where there is none, or where the device's sector size is another; DeviceError where it cannot
@@ -72,7 +76,7 @@ def open_source(path: str | os.PathLike[str], *, sector_size: int | None = None)
     except OSError as error:
         raise DeviceError(f"{path} cannot be opened for reading: {why(error)}") from error
     if stat.S_ISREG(mode):
-        return FileSource(path, sector_size or 512)
+        return FileSource(path, sector_size or 512, patience=patience)
     if not stat.S_ISBLK(mode):
         raise UsageError(f"{path} is neither a block device nor a regular file")
     device = DeviceSource(path)
@@ -260,7 +264,8 @@ class DeviceSink(_Device):
     Raises Refused where it is in use (mounted, swap, part of something) or write-protected.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, patience: Patience | None = None) -> None:
+        self._storage = Storage(Path(path), patience or Patience(), PROMISE)
         try:
             super().__init__(path, os.O_RDWR | os.O_EXCL)
         except FileNotFoundError:
@@ -270,6 +275,7 @@ class DeviceSink(_Device):
         if self.read_only:
             self.close()
             raise Refused(f"{path} is write-protected; choose another target, or lift the protection")
+        self._storage.on(os.fstat(self._fd).st_rdev)
         self._direct = self._direct and self._set_direct(self._fd, True)
         self._edges = threading.Lock()  # over reading and writing back a sector that is written in part
         self._dirty = 0  # bytes that went through the page cache since it was last pushed out
@@ -292,14 +298,14 @@ class DeviceSink(_Device):
         check_write(self.path, self._size, offset, length)
         try:
             try:
-                self._write(offset, length, views)
+                self._storage.call(lambda _: self._write(offset, length, views), WriteError)
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
                 # It promised O_DIRECT and does not take it.
                 self._direct = False
                 self._set_direct(self._fd, False)
-                self._write(offset, length, views)
+                self._storage.call(lambda _: self._write(offset, length, views), WriteError)
         except (OSError, EOFError) as error:
             reason = why(error) if isinstance(error, OSError) else "the device has become smaller"
             raise WriteError(f"{self.path}: writing {length} bytes at {offset} failed: {reason}") from error
@@ -318,10 +324,18 @@ class DeviceSink(_Device):
 
     def flush(self) -> None:
         try:
-            os.fsync(self._fd)
+            self._storage.call(lambda _: os.fsync(self._fd), WriteError)
         except OSError as error:
             raise WriteError(f"{self.path}: what was written could not be made durable: {why(error)}") from error
         linux.drop_cache(self._fd, 0, 0)
+
+    def close(self) -> None:
+        """Never waits for a stalled device."""
+        if self._storage.lost:
+            fd, self._fd = self._fd, -1
+            self._storage.afterwards(lambda: os.close(fd))
+        self._storage.release()
+        super().close()
 
     def reread_partitions(self) -> bool:
         """Have the kernel take over a new partition table; False where it cannot, which harms nothing."""
@@ -331,11 +345,14 @@ class DeviceSink(_Device):
         for zero in (linux.punch_hole, linux.zero_range, linux.zero_out):
             # Bridges that fail a command they announced are common; writing is what always works or says why.
             with contextlib.suppress(OSError):
-                if zero(self._fd, start, length):
+                if self._zero(zero, start, length):
                     return
         zeros = aligned_buffer(min(length, _BOUNCE))
         for at in range(start, start + length, _BOUNCE):
             self.write(at, zeros[: start + length - at])
+
+    def _zero(self, how: Callable[[int, int, int], bool], start: int, length: int) -> bool:
+        return self._storage.call(lambda _: how(self._fd, start, length), WriteError)
 
     def _write(self, offset: int, length: int, views: list[memoryview]) -> None:
         if not self._direct:

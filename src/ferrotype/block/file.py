@@ -22,30 +22,16 @@ from ferrotype import linux
 from ferrotype.block import Traits
 from ferrotype.errors import DeviceError, ReadError, Refused, UsageError, WriteError
 from ferrotype.extents import ExtentMap, State
+from ferrotype.stall import Beat, Patience, Storage
+from ferrotype.trouble import why, why_not_written
 from ferrotype.units import KiB, MiB
 
 __all__ = ["FileSink", "FileSource"]
 
 BULK: Final = 256 * KiB  # bytes; a read of this size is not metadata, and nobody will ask for it again soon
 IOV_MAX: Final = 1024  # parts a single pwritev takes (limits.h)
-
-_WHY: Final = {
-    errno.ENOSPC: "there is no space left; free some, or choose another place",
-    errno.EDQUOT: "the disk quota is used up; free some space, or choose another place",
-    errno.EFBIG: "the file system cannot hold a file that large; choose another place",
-    errno.EROFS: "the file system is read-only; choose another place",
-    errno.EIO: "the device reports an error; its cable, or the device itself, may be failing",
-    errno.EACCES: "permission denied; run as root, or ask for access",
-    errno.EPERM: "operation not permitted; run as root, or clear the file's immutable flag",
-    errno.ENODEV: "the device is gone; connect it again",
-    errno.ENXIO: "the device is gone; connect it again",
-}
-
-
-def why(error: OSError) -> str:
-    """What went wrong, and what to do next where that is known."""
-    code = error.errno or 0
-    return _WHY.get(code) or os.strerror(code)
+_PIECE: Final = 4 * MiB  # bytes that even a slow stick stores within seconds
+PROMISE: Final = "the restore is not complete"  # what becomes of a target whose storage does not answer
 
 
 def read_fully(fd: int, offset: int, buf: memoryview) -> None:
@@ -91,9 +77,17 @@ def check_read(what: object, size: int, offset: int, length: int) -> None:
 class FileSource:
     """A regular file.  Its holes are known without reading; its size is the one it had when it was opened."""
 
-    def __init__(self, path: str | os.PathLike[str], sector_size: int = 512, *, drop_cache: bool = True) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        sector_size: int = 512,
+        *,
+        drop_cache: bool = True,
+        patience: Patience | None = None,
+    ) -> None:
         """Open for reading.  With ``drop_cache`` what large reads leave in the page cache is given back."""
         self.path = Path(path)
+        self._storage: Storage | None = None  # only where reading may wait for another machine or process
         try:
             # Not blocking: a named pipe without a writer must be refused below, not waited for.
             self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -107,6 +101,9 @@ class FileSource:
             raise UsageError(f"{path} is not a regular file")
         self._size = status.st_size
         self._drop_cache = drop_cache
+        if not linux.is_local(self._fd):
+            self._storage = Storage(self.path, patience or Patience(), "nothing on it was changed")
+            self._storage.on(status.st_dev)
         self.traits = Traits(sector_size=sector_size)
         with contextlib.suppress(OSError):  # advice
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
@@ -118,7 +115,10 @@ class FileSource:
     def read_into(self, offset: int, buf: memoryview, /) -> None:
         check_read(self.path, self._size, offset, len(buf))
         try:
-            read_fully(self._fd, offset, buf)
+            if self._storage is None:
+                read_fully(self._fd, offset, buf)
+            else:
+                self._storage.call(lambda _: read_fully(self._fd, offset, buf))
         except OSError as error:
             raise ReadError(str(self.path), offset, len(buf), why(error)) from error
         except EOFError:
@@ -140,8 +140,13 @@ class FileSource:
         return ExtentMap.concat([holes.clip(offset, now - offset), ExtentMap.uniform(now, rest)])
 
     def close(self) -> None:
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
+        fd, self._fd = self._fd, -1
+        if self._storage is not None:
+            if fd >= 0 and self._storage.lost:
+                self._storage.afterwards(lambda: os.close(fd))
+                fd = -1
+            self._storage.release()
+        if fd >= 0:
             os.close(fd)
 
     def __enter__(self) -> Self:
@@ -155,7 +160,15 @@ class FileSink:
     """A regular file to be filled: made by ``create`` (new, blank) or ``open_existing`` (in place)."""
 
     def __init__(
-        self, fd: int, path: Path, size: int, traits: Traits, temporary: Path | None, *, replace: bool
+        self,
+        fd: int,
+        path: Path,
+        size: int,
+        traits: Traits,
+        temporary: Path | None,
+        *,
+        replace: bool,
+        patience: Patience | None,
     ) -> None:
         self.path = path
         self.traits = traits
@@ -163,14 +176,23 @@ class FileSink:
         self._size = size
         self._temporary = temporary  # None once the file has its final name
         self._replace = replace
+        self._storage = Storage(path, patience or Patience(), PROMISE)
+        self._storage.on(os.fstat(fd).st_dev)
 
     @classmethod
     def create(
-        cls, path: str | os.PathLike[str], size: int, sector_size: int = 512, *, replace: bool = False
+        cls,
+        path: str | os.PathLike[str],
+        size: int,
+        sector_size: int = 512,
+        *,
+        replace: bool = False,
+        patience: Patience | None = None,
     ) -> FileSink:
         """A new file of ``size`` zero bytes, under a temporary name until ``commit``.
 
-        Raises Refused where ``path`` exists and ``replace`` is not set, or is not a regular file.
+        Raises Refused where ``path`` exists and ``replace`` is not set, or is not a regular file, and WriteError
+        where the file system takes no file of that size.
         """
         final = Path(os.path.realpath(path))  # a symbolic link stays one: what it points to is replaced
         _may_create(final, replace=replace)
@@ -183,16 +205,23 @@ class FileSink:
             raise UsageError(f"the folder {final.parent} does not exist") from None
         except OSError as error:
             raise WriteError(f"{final} cannot be created: {why(error)}") from error
-        sink = cls(fd, final, size, Traits(sector_size=sector_size, blank=True), temporary, replace=replace)
+        traits = Traits(sector_size=sector_size, blank=True)
+        sink = cls(fd, final, size, traits, temporary, replace=replace, patience=patience)
         try:
-            os.ftruncate(fd, size)
+            sink._storage.call(lambda _: os.ftruncate(fd, size), WriteError)
         except OSError as error:
+            reason = why_not_written(error, fd, size, size)
             sink.close()
-            raise WriteError(f"{final} cannot be created with {size} bytes: {why(error)}") from error
+            raise WriteError(f"{final} cannot be created with {size} bytes: {reason}") from error
+        except DeviceError:
+            sink.close()
+            raise
         return sink
 
     @classmethod
-    def open_existing(cls, path: str | os.PathLike[str], sector_size: int = 512) -> FileSink:
+    def open_existing(
+        cls, path: str | os.PathLike[str], sector_size: int = 512, *, patience: Patience | None = None
+    ) -> FileSink:
         """The file as it is, to be written in place.  Its size stays; nothing about it is known to be zero."""
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -204,7 +233,8 @@ class FileSink:
         if not stat.S_ISREG(status.st_mode):
             os.close(fd)
             raise UsageError(f"{path} is not a regular file")
-        return cls(fd, Path(path), status.st_size, Traits(sector_size=sector_size), None, replace=False)
+        traits = Traits(sector_size=sector_size)
+        return cls(fd, Path(path), status.st_size, traits, None, replace=False, patience=patience)
 
     @property
     def size(self) -> int:
@@ -219,15 +249,15 @@ class FileSink:
         length = sum(map(len, views))
         check_write(self.path, self._size, offset, length)
         try:
-            write_fully(self._fd, offset, views)
+            self._storage.call(lambda _: write_fully(self._fd, offset, views), WriteError)
         except OSError as error:
-            raise WriteError(f"{self.path}: writing {length} bytes at {offset} failed: {why(error)}") from error
+            reason = why_not_written(error, self._fd, offset + length, length)
+            raise WriteError(f"{self.path}: writing {length} bytes at {offset} failed: {reason}") from error
 
     def write_zeros(self, offset: int, length: int, /) -> None:
         check_write(self.path, self._size, offset, length)
         try:
-            # Where one cannot, asking again the next time costs a microsecond.
-            if linux.punch_hole(self._fd, offset, length) or linux.zero_range(self._fd, offset, length):
+            if self._storage.call(lambda _: self._zeroed(offset, length), WriteError):
                 return
         except OSError as error:
             raise WriteError(f"{self.path}: zeroing {length} bytes at {offset} failed: {why(error)}") from error
@@ -235,19 +265,32 @@ class FileSink:
         for at in range(offset, offset + length, MiB):
             self.write(at, zeros[: offset + length - at])
 
+    def _zeroed(self, offset: int, length: int) -> bool:
+        # Where one cannot, asking again the next time costs a microsecond.
+        return linux.punch_hole(self._fd, offset, length) or linux.zero_range(self._fd, offset, length)
+
     def flush(self) -> None:
         try:
-            os.fsync(self._fd)
+            self._storage.call(self._flush, WriteError)
         except OSError as error:
             raise WriteError(f"{self.path}: what was written could not be made durable: {why(error)}") from error
+
+    def _flush(self, beat: Beat) -> None:
+        flush_range(self._fd, self._size, beat)
+        os.fsync(self._fd)
 
     def commit(self) -> None:
         """Make the file durable and give it its final name, which replaces what stood there in one step."""
         self.flush()
-        if self._temporary is None:
+        if self._temporary is not None:
+            self._storage.call(lambda _: self._commit(), WriteError)
+
+    def _commit(self) -> None:
+        temporary = self._temporary
+        if temporary is None:
             return
         try:
-            (os.replace if self._replace else linux.rename_new)(self._temporary, self.path)
+            (os.replace if self._replace else linux.rename_new)(temporary, self.path)
         except FileExistsError:
             raise Refused(f"{self.path} exists by now; remove it, or allow it to be replaced") from None
         except OSError as error:
@@ -256,20 +299,37 @@ class FileSink:
         _sync_folder(self.path.parent)
 
     def close(self) -> None:
-        """Let go of the file; one that was created and not committed is removed."""
+        """Let go of the file; one that was created and not committed is removed.  Never waits for stalled storage."""
         temporary, self._temporary = self._temporary, None
         fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-        if temporary is not None:
-            with contextlib.suppress(FileNotFoundError):
-                temporary.unlink()
+
+        def end() -> None:
+            if temporary is not None:
+                temporary.unlink(missing_ok=True)
+            if fd >= 0:
+                os.close(fd)
+
+        if self._storage.lost:
+            self._storage.afterwards(end)
+        else:
+            with contextlib.suppress(OSError, DeviceError):  # what counts was flushed, or has failed already
+                self._storage.call(lambda _: end())
+        self._storage.release()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def flush_range(fd: int, size: int, beat: Beat) -> None:
+    """Have all of a file stored piece by piece, so that slow storage is seen to get on.  Not durable yet."""
+    step = max(_PIECE, size >> 16)
+    for at in range(0, size, step):
+        if not linux.write_back(fd, at, min(step, size - at), wait=True):
+            return
+        beat()
 
 
 def _may_create(final: Path, *, replace: bool) -> None:

@@ -12,7 +12,7 @@ from typing import Final, NoReturn
 
 import click
 
-from ferrotype.cli import exits, output
+from ferrotype.cli import apart, exits, output
 from ferrotype.version import VERSION
 
 VERBS: Final[dict[str, str]] = {
@@ -27,6 +27,8 @@ VERBS: Final[dict[str, str]] = {
     "forget": "Drop snapshots, by rule or by name.",
     "prune": "Give back the space of what no snapshot needs.",
     "compact": "Make an image as small as it can be, in place.",
+    "copy": "Copy snapshots into another image.",
+    "salvage": "Save what is left of a damaged image, and list what is not.",
     "key": "Passphrases and key files of an encrypted image.",
 }
 
@@ -71,6 +73,7 @@ def main() -> NoReturn:
     """Run the command line; ends the process with the exit code the interface promises."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
+    apart.go_apart(sys.argv[1:])
     try:
         done = cli.main(prog_name="ferrotype", standalone_mode=False)
         code = done if isinstance(done, int) else exits.OK
@@ -84,4 +87,5 @@ def main() -> NoReturn:
         code = output.lost(BrokenPipeError())
     except OSError as error:
         code = output.lost(error)
+    apart.say(code)
     sys.exit(code)

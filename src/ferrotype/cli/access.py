@@ -35,4 +35,4 @@ def make_access(frame: Frame, format: str | None, sector_size: int | None) -> Ac
 
     if sector_size is not None and (sector_size & (sector_size - 1) or not 512 <= sector_size <= 65536):
         raise UsageError("a sector size is a power of two from 512 to 65536")
-    return Access(frame.secret, format, sector_size, frame.secret_given)
+    return Access(frame.secret, format, sector_size, frame.secret_given, frame.opener, frame.patience)

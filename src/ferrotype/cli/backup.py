@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 @click.option("--split", type=SIZE, help="Split a new image into files of this size.")
 @click.option("--chunk-size", type=SIZE, help="Unit of deduplication of a new image.")
 @click.option("--pack-size", type=SIZE, help="Size of the stored packs of a new image.")
+@click.option("--verify-after", is_flag=True, help="Read back and prove what was stored before it is committed.")
 @click.option("-n", "--dry-run", is_flag=True, help="Say what would be read and stored; write nothing.")
 @access_options
 @options
@@ -46,6 +47,7 @@ def command(
     split: int | None,
     chunk_size: int | None,
     pack_size: int | None,
+    verify_after: bool,
     dry_run: bool,
     format: str | None,
     sector_size: int | None,
@@ -60,6 +62,7 @@ def command(
         from ferrotype.engine.estimate import estimate
         from ferrotype.engine.images import ImageOptions, open_or_create
         from ferrotype.engine.sources import as_text, named_source
+        from ferrotype.engine.space import free_for, warn_of_estimate
 
         access = replace(make_access(frame, format, sector_size), secret_given=False)  # it is for IMAGE
         wanted = ImageOptions(
@@ -68,20 +71,32 @@ def command(
         named = [named_source(text, image, access, stack, job) for text in sources]
         repository = stack.enter_context(
             open_or_create(
-                image, wanted, frame.secret, frame.new_secret, secret_given=frame.secret_given, dry_run=dry_run
+                image,
+                wanted,
+                frame.secret,
+                frame.new_secret,
+                secret_given=frame.secret_given,
+                dry_run=dry_run,
+                opener=frame.opener,
             )
         )
         for warning in repository.warnings:
             job.warn(warning)
         chosen = BackupOptions(
-            all_sectors, exclude_swap_files, as_text(name) if name else None, tuple(as_text(tag) for tag in tags)
+            all_sectors,
+            exclude_swap_files,
+            as_text(name) if name else None,
+            tuple(as_text(tag) for tag in tags),
+            verify_after=verify_after,
         )
         if dry_run:
             judged = estimate(repository, prepare(repository, named, chosen, job), job)
-            frame.show(_planned(judged), _planned_text(judged, image))
+            warn_of_estimate(image, judged.stored_bytes, job)
+            frame.show(_planned(judged) | {"free_on_target_bytes": free_for(image)}, _planned_text(judged, image))
             return
         snapshot = backup(repository, named, chosen, job)
-        frame.show(_done(snapshot), f"snapshot {snapshot.id[:8]} of {snapshot.name}: {summary(snapshot)}")
+        document = _done(snapshot) | {"free_on_target_bytes": free_for(image)}
+        frame.show(document, f"snapshot {snapshot.id[:8]} of {snapshot.name}: {summary(snapshot)}")
 
 
 def _done(snapshot: Snapshot) -> dict[str, object]:
@@ -113,9 +128,16 @@ def _planned(judged: Estimate) -> dict[str, object]:
     }
 
 
+def _free(image: Path) -> str:
+    from ferrotype.engine.space import free_for
+
+    free = free_for(image)
+    return "" if free is None else f", where {format_size(free)} are free"
+
+
 def _planned_text(judged: Estimate, image: Path) -> str:
     return (
         f"would read {format_size(judged.read_bytes)} of {format_size(judged.disk_bytes)} "
         f"({format_size(judged.free_bytes)} is free space, {format_size(judged.zero_bytes)} is known to be zero) "
-        f"and store about {format_size(judged.stored_bytes)} in {image}; nothing was written"
+        f"and store about {format_size(judged.stored_bytes)} in {image}{_free(image)}; nothing was written"
     )

@@ -17,9 +17,11 @@ from ferrotype.units import format_size
 def command(frame: Frame, image: Path, dry_run: bool) -> None:
     """Move what is needed of IMAGE together and cut the file; needs at most 256 MiB of extra space."""
     with frame.run() as job:
+        from ferrotype.engine.compact import compact
         from ferrotype.engine.references import open_container
+        from ferrotype.engine.space import check_compact
 
-        container = open_container(image, writable=not dry_run)
+        container = open_container(image, writable=not dry_run, opener=frame.opener)
         try:
             for warning in container.warnings:
                 job.warn(warning)
@@ -31,8 +33,9 @@ def command(frame: Frame, image: Path, dry_run: bool) -> None:
                     f"{image} has {format_size(before)}, {format_size(gap)} of it is dead; nothing was changed",
                 )
                 return
+            check_compact(container)
             job.begin("compacting", gap)
-            freed = container.compact(job.advance)
+            freed = compact(container, job)
             after = container.file_size
         finally:
             container.close()

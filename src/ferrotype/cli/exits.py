@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from ferrotype import errors
+from ferrotype.trouble import why
 
 OK: Final = 0
 NO: Final = 1
@@ -38,7 +39,7 @@ def says(error: BaseException) -> str:
         return str(error)
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}"
+        return f"{where}{why(error) if error.errno else error}"
     if isinstance(error, MemoryError):
         return "there is not enough memory"
     return f"a fault in ferrotype: {type(error).__name__}: {error}; please report it"

@@ -16,21 +16,24 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from ferrotype.cli import exits, output
+from ferrotype.cli import apart, exits, output
 from ferrotype.cli.progress import CliJob, asking, display_for, stopping
-from ferrotype.errors import FerrotypeError, KeyRefused, UsageError
+from ferrotype.errors import DeviceError, FerrotypeError, KeyRefused, UsageError
+from ferrotype.stall import LIMIT, Patience
 from ferrotype.units import parse_size
 
 if TYPE_CHECKING:
+    from ferrotype.objects.volumes import Opener
     from ferrotype.repository.store import Repository
 
+_TELL: Final = 5.0  # seconds that storage may take before the user hears of it
 _MAX_SIZE: Final = (1 << 63) - 1  # bytes; what an offset of the kernel can say
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -72,10 +75,19 @@ class Share(click.ParamType[float]):
         return share
 
 
+class Place(click.ParamType[Path]):
+    """A path.  Unlike click's own kind this looks at nothing: storage may not answer, and nobody watches yet."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:  # noqa: ARG002
+        return Path(value)
+
+
 SIZE = Size()
 SHARE = Share()
 REFERENCE = click.STRING
-IMAGE = click.Path(path_type=Path)
+IMAGE = Place()
 
 
 @dataclass
@@ -89,7 +101,9 @@ class Frame:
     password_file: Path | None = None
     password_command: str | None = None
     key_file: Path | None = None
+    stall_limit: float = LIMIT
     code: int = exits.OK
+    _job: CliJob | None = None
     _passphrase: bytes | None = None
     _document: dict[str, object] = field(default_factory=dict)
     _text: str | Callable[[], str] = ""
@@ -100,8 +114,13 @@ class Frame:
         job = CliJob(
             display_for("none" if self.quiet else self.progress, sys.stderr), self._say, verbose=self.verbose
         )
+        self._job = job
         try:
-            with stopping(job):
+            with stopping(job), ExitStack() as stack:
+                away = apart.paths_away(_given())
+                for path in away:
+                    self.patience.reach(Path(path))
+                stack.callback(apart.watch(away, self.patience, lambda error: self._lost(error, job)))
                 yield job
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             job.finish()
@@ -130,23 +149,54 @@ class Frame:
             raise click.exceptions.Exit(exits.STOPPED)
         if os.environ.get("FERROTYPE_DEBUG"):
             raise error
+        raise click.exceptions.Exit(self._report(error, job))
+
+    def _lost(self, error: DeviceError, job: CliJob) -> int:
+        """Say that some call on storage does not return; the exit code."""
+        job.finish()
+        return self._report(error, job)
+
+    def _report(self, error: BaseException, job: CliJob) -> int:
+        """Say what went wrong; the exit code."""
         sentence = exits.says(error)
         if self.json:
             document = {"error": sentence, "kind": type(error).__name__, "warnings": [*job.warnings, *job.notes]}
             output.put(json.dumps(document), exits.OK)
         click.echo(output.printable(f"ferrotype: {sentence}"), err=True)
-        raise click.exceptions.Exit(exits.code_of(error))
+        return exits.code_of(error)
 
     @contextmanager
     def open_image(self, image: Path, job: CliJob | None = None, *, writable: bool = False) -> Iterator[Repository]:
         """The image a verb works on; what is odd about it goes to the job as warnings."""
         from ferrotype.engine.references import open_image
 
-        with open_image(image, self.secret, writable=writable, secret_given=self.secret_given) as repository:
+        with open_image(
+            image, self.secret, writable=writable, secret_given=self.secret_given, opener=self.opener
+        ) as repository:
             yield repository
             if job is not None:
                 for warning in repository.warnings:
                     job.warn(warning)
+
+    # ------------------------------------------------------------------ storage that does not answer
+
+    @functools.cached_property
+    def patience(self) -> Patience:
+        """How long this call waits for storage; meanwhile the user is told, and may stop it."""
+        return Patience(self.stall_limit, self._wait)
+
+    @property
+    def opener(self) -> Opener:
+        """How an image's files are opened."""
+        from ferrotype.objects.volumes import PatientOpener
+
+        return PatientOpener(self.patience)
+
+    def _wait(self, path: Path, seconds: float) -> None:
+        if self._job is not None:
+            self._job.advance(0)
+            if seconds >= _TELL:
+                self._job.note(f"waiting for the storage of {path}")
 
     # ------------------------------------------------------------------ secrets
 
@@ -225,6 +275,14 @@ def _first_line(data: bytes) -> bytes:
     return data.split(b"\n", 1)[0].removesuffix(b"\r")
 
 
+def _given() -> list[str]:
+    """All words that the verb was given."""
+    context = click.get_current_context(silent=True)
+    values = list(context.params.values()) if context is not None else []
+    several = [one for value in values if isinstance(value, tuple) for one in value]
+    return [str(value) for value in (*values, *several) if isinstance(value, str | Path)]
+
+
 def options(function: F) -> F:
     """Add the options every verb has, and hand them over as a Frame."""
 
@@ -237,9 +295,10 @@ def options(function: F) -> F:
         password_file: Path | None,
         password_command: str | None,
         key_file: Path | None,
+        stall_limit: float,
         **kwargs: Any,
     ) -> None:
-        frame = Frame(json, progress, quiet, verbose, password_file, password_command, key_file)
+        frame = Frame(json, progress, quiet, verbose, password_file, password_command, key_file, stall_limit)
         function(frame, **kwargs)
 
     for option in reversed(
@@ -256,6 +315,13 @@ def options(function: F) -> F:
             click.option("--password-file", type=IMAGE, help="Read the passphrase from the first line of a file."),
             click.option("--password-command", help="Read the passphrase from what a command prints."),
             click.option("--key-file", type=IMAGE, help="Use a file's content instead of a passphrase."),
+            click.option(
+                "--stall-limit",
+                type=click.FloatRange(min=0),
+                default=LIMIT,
+                metavar="SECONDS",
+                help="Fail when storage has not answered for so long (15 s; 0: wait for ever).",
+            ),
         )
     ):
         wrapped = option(wrapped)

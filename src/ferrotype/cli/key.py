@@ -24,7 +24,7 @@ def list_(frame: Frame, image: Path) -> None:
         from ferrotype.engine.references import open_container
         from ferrotype.repository.store import read_slots
 
-        container = open_container(image)
+        container = open_container(image, opener=frame.opener)
         try:
             slots = read_slots(container)
         finally:
@@ -67,7 +67,8 @@ def remove(frame: Frame, image: Path, slot: str) -> None:
     """Remove a key SLOT (an id, or its beginning); the last one stays."""
     with frame.run() as job:
         with frame.open_image(image, job, writable=True) as repository:
-            gone = repository.remove_key(slot)
-        frame.show(
-            {"id": gone.id}, f"key slot {gone.id} was removed; whoever knew its key may have kept the master key"
-        )
+            gone, report = repository.remove_key(slot)
+        text = f"key slot {gone.id} was removed; whoever knew its key may have kept the master key"
+        if report.readers:
+            text += "; the image is being read, so the slot's bytes stay in it until the next `ferrotype prune`"
+        frame.show({"id": gone.id, "overwritten": not report.readers}, text)

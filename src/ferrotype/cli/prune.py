@@ -40,4 +40,6 @@ def as_text(result: PruneResult, image: Path, *, dry_run: bool) -> str:
     text = f"{format_size(result.freed_bytes)} given back ({packs}); {format_size(result.live_bytes)} are needed"
     if result.remaining_bytes:
         text += f"; {format_size(result.remaining_bytes)} more come back with `ferrotype compact {image}`"
+    if result.readers:
+        text += "; the image is being read, so its space comes back with a later `ferrotype prune`"
     return text

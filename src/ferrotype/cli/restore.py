@@ -44,6 +44,7 @@ def command(
     with frame.run() as job:
         from ferrotype.engine.references import open_disk
         from ferrotype.engine.restore import RestoreOptions, check_target, restore
+        from ferrotype.engine.space import check_restore
         from ferrotype.engine.targets import check_fits, image_files, open_target, refuse_harm
 
         with open_disk(ref, make_access(frame, format, sector_size), job) as disk:
@@ -52,6 +53,8 @@ def command(
             refuse_harm(target, image_files(disk.reference.path))
             if in_place:
                 check_fits(part, target)
+            else:
+                check_restore(part, target)
             if not force and not dry_run and target.exists():
                 _ask(frame, target, disk)
             if dry_run:
@@ -61,7 +64,9 @@ def command(
                     "nothing was written",
                 )
                 return
-            with open_target(target, part.length, part.disk.sector_size, in_place=in_place) as opened:
+            with open_target(
+                target, part.length, part.disk.sector_size, in_place=in_place, patience=frame.patience
+            ) as opened:
                 check_target(part, opened.sink)
                 chosen = RestoreOptions(no_blank, delta and opened.source is not None)
                 done = restore(part, opened.sink, chosen, job, target=opened.source)

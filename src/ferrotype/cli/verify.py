@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -10,42 +12,98 @@ from ferrotype.cli import exits
 from ferrotype.cli.frame import IMAGE, SHARE, Frame, options
 from ferrotype.units import format_size
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ferrotype.engine.damage import Damage
+    from ferrotype.engine.turns import Progress
+    from ferrotype.engine.verify import VerifyResult
+
+_NAMED: Final = 20  # files shown of each range; the JSON document has them all
+
 
 @click.command("verify")
 @click.argument("image", type=IMAGE)
 @click.option("--deep", is_flag=True, help="Decode everything and prove the plaintext.")
-@click.option("--sample", type=SHARE, default="100%", show_default=True, help="Check a random share of the packs.")
+@click.option("--sample", type=SHARE, default="100%", show_default=True, help="Check a share of the packs.")
+@click.option("--since-last", is_flag=True, help="Go on where the last such run ended, instead of at random.")
 @options
-def command(frame: Frame, image: Path, deep: bool, sample: float) -> None:
+def command(frame: Frame, image: Path, deep: bool, sample: float, since_last: bool) -> None:
     """Prove that every stored byte of IMAGE is what was written; exit code 1 if not, and what is hit."""
     with frame.run() as job:
+        from ferrotype.engine.turns import state_file
         from ferrotype.engine.verify import VerifyOptions, verify
 
         with frame.open_image(image) as repository:
-            result = verify(repository, VerifyOptions(deep, sample), job)
+            turns = state_file(_state_folder(), repository.config.id, image, deep=deep) if since_last else None
+            result = verify(repository, VerifyOptions(deep, sample, turns=turns), job)
             names = {snapshot.id: snapshot.name for snapshot in repository.snapshots()}
-        damaged = [
-            {"snapshot": d.snapshot, "disk": d.disk, "start": d.start, "length": d.length, "files": list(d.files)}
-            for d in result.damaged
-        ]
-        document: dict[str, object] = {
-            "ok": result.ok,
-            "checked_bytes": result.checked_bytes,
-            "objects": result.objects,
-            "damaged": damaged,
-            "problems": result.problems,
-        }
-        lines = list(result.problems)
-        lines += [
-            f"snapshot {d.snapshot[:8]} ({names.get(d.snapshot, '?')}), disk {d.disk}: "
-            f"{d.length} bytes at {d.start} cannot be given back"
-            for d in result.damaged
-        ]
-        what = "decoded and proven" if deep else "proven"
-        lines.append(
-            f"{image}: {format_size(result.checked_bytes)} in {result.objects} objects {what}: "
-            + ("no damage" if result.ok else "DAMAGED")
-        )
         if not result.ok:
             frame.code = exits.NO
-        frame.show(document, "\n".join(lines))
+        frame.show(_document(result), "\n".join(_lines(image, result, names, deep=deep)))
+
+
+def _state_folder() -> Path:
+    """Where this user's programs keep what should outlast them (XDG Base Directory Specification)."""
+    named = Path(os.environ.get("XDG_STATE_HOME", ""))
+    return (named if named.is_absolute() else Path("~/.local/state").expanduser()) / "ferrotype"
+
+
+def _document(result: VerifyResult) -> dict[str, object]:
+    damaged = [
+        {"snapshot": d.snapshot, "disk": d.disk, "start": d.start, "length": d.length, "files": list(d.files)}
+        for d in result.damaged
+    ]
+    document: dict[str, object] = {
+        "ok": result.ok,
+        "checked_bytes": result.checked_bytes,
+        "objects": result.objects,
+        "damaged": damaged,
+        "problems": result.problems,
+    }
+    if result.progress is not None:
+        document["round"] = _round(result.progress)
+    return document
+
+
+def _round(progress: Progress) -> dict[str, object]:
+    return {
+        "since": _time(progress),
+        "share": round(progress.share, 6),
+        "bytes": progress.bytes,
+        "proven_bytes": progress.proven_bytes,
+        "packs": progress.packs,
+        "proven_packs": progress.proven_packs,
+        "complete": progress.complete,
+    }
+
+
+def _time(progress: Progress) -> str:
+    return progress.since.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _lines(image: Path, result: VerifyResult, names: Mapping[str, str], *, deep: bool) -> list[str]:
+    lines = list(result.problems)
+    for damage in result.damaged:
+        lines += _damage_lines(damage, names.get(damage.snapshot, "?"))
+    what = "decoded and proven" if deep else "proven"
+    lines.append(
+        f"{image}: {format_size(result.checked_bytes)} in {result.objects} objects {what}: "
+        + ("no damage" if result.ok else "DAMAGED")
+    )
+    if (progress := result.progress) is not None:
+        lines.append(
+            f"in turns: {progress.share:.1%} of the stored packs ({format_size(progress.proven_bytes)} of "
+            f"{format_size(progress.bytes)}) proven since {_time(progress)}"
+            + ("; the next run begins a new round" if progress.complete else "")
+        )
+    return lines
+
+
+def _damage_lines(damage: Damage, name: str) -> list[str]:
+    where = f"snapshot {damage.snapshot[:8]} ({name}), disk {damage.disk}"
+    lines = [f"{where}: {damage.length} bytes at {damage.start} cannot be given back"]
+    lines += [f"    {file}" for file in damage.files[:_NAMED]]
+    if len(damage.files) > _NAMED:
+        lines.append(f"    and {len(damage.files) - _NAMED} more; --json lists them")
+    return lines

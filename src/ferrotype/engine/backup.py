@@ -47,6 +47,7 @@ class BackupOptions:
     name: str | None = None
     tags: tuple[str, ...] = ()
     workers: int = 0  # 0: one each processor
+    verify_after: bool = False  # read back and prove what was stored before it is committed
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +133,11 @@ def backup(repository: Repository, sources: Sequence[NamedSource], options: Back
 
     Raises Cancelled, DeviceError, WriteError ...; what was stored until then is kept for the next backup to use.
     """
+    from ferrotype.engine.space import warn_of_backup  # it knows this module
+
     began = time.monotonic()
     prepared = prepare(repository, sources, options, job)
+    warn_of_backup(repository, prepared, job)
     with _fresh_index(repository), open_writer(repository) as writer:
         if writer.adopted:
             job.note(f"a backup that was cut is taken up again: {writer.adopted} chunks of it are used")
@@ -144,7 +148,7 @@ def backup(repository: Repository, sources: Sequence[NamedSource], options: Back
             record, tally = _backup_disk(repository, writer, disk, options, job)
             records.append(record)
             total.add(tally)
-        job.begin("committing")
+        job.begin("reading back and committing" if options.verify_after else "committing")
         statistics = Statistics(
             disk_bytes=sum(disk.survey.size for disk in prepared),
             read_bytes=total.read,
@@ -168,7 +172,9 @@ def backup(repository: Repository, sources: Sequence[NamedSource], options: Back
                 program=PROGRAM,
                 statistics=statistics,
                 unique=os.urandom(8).hex(),
-            )
+            ),
+            {disk.named.name: disk.parent[1] for disk in prepared if disk.parent},
+            from_medium=options.verify_after,
         )
     for record in records:
         for start, length in record.unreadable:

@@ -64,7 +64,7 @@ def _stored(repository: Repository, disk: PreparedDisk, job: Job) -> int:
             blank_gaps(view, start, plan.data)
             chunk_id = sealer.id_of(view)
             taken += 1
-            if any(view) and chunk_id != ZERO_ID and repository.index.find(chunk_id) is None:
+            if any(view) and chunk_id != ZERO_ID and repository.find(chunk_id) is None:
                 stored += len(sealer.seal(chunk_id, view))
             job.advance(0)
         at += count

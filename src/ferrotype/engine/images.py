@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
+from ferrotype.block.inventory import same_storage
 from ferrotype.engine.references import SecretSource, open_image
-from ferrotype.errors import DeviceError, UsageError
+from ferrotype.engine.targets import image_files
+from ferrotype.errors import DeviceError, KeyRefused, Refused, UsageError
 from ferrotype.objects.container import Container
 from ferrotype.objects.memory import MemoryStore
+from ferrotype.objects.volumes import Opener, PosixFile
 from ferrotype.repository.config import DEFAULT_CHUNK, DEFAULT_LEVEL, DEFAULT_PACK
 from ferrotype.repository.keys import Secret
 from ferrotype.repository.store import Repository
+
+_NEITHER: Final = "a passphrase was given, and neither image is encrypted: they may not be the ones you mean"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,7 @@ def open_or_create(
     *,
     secret_given: bool = False,
     dry_run: bool = False,
+    opener: Opener = PosixFile,
 ) -> Iterator[Repository]:
     """The image at ``path``, open for writing; made new where there is none.
 
@@ -43,7 +50,7 @@ def open_or_create(
     """
     if path.exists():
         with open_image(
-            path, secret, writable=not dry_run, level=options.level, secret_given=secret_given
+            path, secret, writable=not dry_run, level=options.level, secret_given=secret_given, opener=opener
         ) as repository:
             _check_same(path, repository, options)
             yield repository
@@ -51,7 +58,7 @@ def open_or_create(
     if not path.parent.is_dir():
         raise DeviceError(f"the folder {path.parent} does not exist")
     locked = new_secret(path) if options.encrypt else None
-    store = MemoryStore() if dry_run else Container.create(path, split=options.split)
+    store = MemoryStore() if dry_run else Container.create(path, split=options.split, opener=opener)
     try:
         repository = Repository.create(
             store,
@@ -63,6 +70,41 @@ def open_or_create(
         yield repository
     finally:
         store.close()
+
+
+@contextmanager
+def open_or_twin(
+    path: Path,
+    source: Repository,
+    source_files: Sequence[Path],
+    secret: SecretSource,
+    *,
+    secret_given: bool = False,
+    split: int = 0,
+    dry_run: bool = False,
+    opener: Opener = PosixFile,
+) -> Iterator[Repository]:
+    """The image at ``path``, open for what ``source`` is copied into; where there is none, one with the same keys.
+
+    Raises Refused where it is stored in one of ``source_files``, KeyRefused where a secret was given and neither of
+    the two needs one.
+    """
+    if not path.exists():
+        if secret_given and not source.config.encrypted:
+            raise KeyRefused(_NEITHER)
+        if not path.parent.is_dir():
+            raise DeviceError(f"the folder {path.parent} does not exist")
+        with source.twin(MemoryStore() if dry_run else Container.create(path, split=split, opener=opener)) as fresh:
+            yield fresh
+        return
+    for mine in image_files(path):
+        if any(same_storage(mine, other) for other in source_files):
+            raise Refused(f"{path} is what is being copied from; nothing was written")
+    with open_image(path, secret, writable=not dry_run, opener=opener) as repository:
+        if secret_given and not (source.config.encrypted or repository.config.encrypted):
+            raise KeyRefused(_NEITHER)
+        _check_same(path, repository, ImageOptions(split=split))
+        yield repository
 
 
 def _check_same(path: Path, repository: Repository, options: ImageOptions) -> None:

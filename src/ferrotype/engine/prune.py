@@ -18,12 +18,15 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ferrotype.errors import IntegrityError
+from ferrotype.engine.space import free_for_image, needed_to_rewrite
+from ferrotype.errors import IntegrityError, WriteError
 from ferrotype.job import Job
 from ferrotype.repository import index as ix
+from ferrotype.repository import spare
 from ferrotype.repository.packs import MAX_FRAMES, PackBuilder
 from ferrotype.repository.sealing import ZERO_ID, ChunkId
 from ferrotype.repository.store import Repository
+from ferrotype.units import format_size
 
 _DEAD_SHARE: Final = 0.3  # a pack is rewritten when more than this share of its frames' bytes is dead
 _FOLD: Final = 1 << 22  # live keys gathered before they are sorted into the rest
@@ -42,6 +45,7 @@ class PruneResult:
     rewritten_bytes: int = 0
     freed_bytes: int = 0  # given back to the file system
     remaining_bytes: int = 0  # dead, but only compacting gives them back
+    readers: bool = False  # nothing was given back, since the image is being read: a later prune does it
 
 
 @dataclass(slots=True)
@@ -55,18 +59,51 @@ class _Plan:
 def prune(repository: Repository, job: Job, *, dry_run: bool = False) -> PruneResult:
     """Reclaim what nothing references.  Needs an image open for writing.
 
-    Raises IntegrityError where a map cannot be read: nothing is deleted then, since it might be needed.
+    Raises IntegrityError where a map cannot be read: nothing is deleted then, since it might be needed.  Where there
+    is no room to rewrite packs, those that are dead go first; WriteError where there is none of these either.
     """
     result = PruneResult()
     live = _mark(repository, job)
     plan = _weigh(repository, live, result)
     if dry_run:
         return result
+    if plan.rewrite:
+        needed = needed_to_rewrite(result.rewritten_bytes, len(live))
+        free = free_for_image(repository)
+        if free is not None and needed > free:
+            return _prune_tightly(repository, live, plan, needed, free, job)
+    return _carry_out(repository, live, plan, result, job)
+
+
+def _prune_tightly(
+    repository: Repository, live: LiveKeys, plan: _Plan, needed: int, free: int, job: Job
+) -> PruneResult:
+    """Drop what is dead, which needs hardly any room, and use what that gives back for the rest."""
+    if not plan.drop:
+        raise WriteError(
+            f"rewriting what is mostly dead needs {format_size(needed)} and {format_size(free)} are free there; "
+            "make room, or forget more snapshots; nothing was changed"
+        )
+    dropped = _carry_out(repository, live, _Plan(drop=plan.drop), PruneResult(deleted_packs=len(plan.drop)), job)
+    try:
+        result = prune(repository, job)
+    except WriteError as error:
+        job.warn(f"{len(plan.drop)} packs were given back, not more: {error}")
+        return dropped
+    result.deleted_packs += dropped.deleted_packs
+    result.freed_bytes += dropped.freed_bytes
+    return result
+
+
+def _carry_out(repository: Repository, live: LiveKeys, plan: _Plan, result: PruneResult, job: Job) -> PruneResult:
     job.begin("rewriting packs", result.rewritten_bytes)
-    _switch(repository, live, plan, job)
+    try:
+        _switch(repository, live, plan, job)
+    finally:
+        repository.forget_index()  # segments and packs that it knows may be gone
     job.begin("giving space back")
     report = repository.store.reclaim()
-    result.freed_bytes, result.remaining_bytes = report.freed, report.dead
+    result.freed_bytes, result.remaining_bytes, result.readers = report.freed, report.dead, report.readers
     return result
 
 
@@ -172,7 +209,8 @@ def _switch(repository: Repository, live: LiveKeys, plan: _Plan, job: Job) -> No
     everything = np.concatenate([*parts, moved]) if parts else moved
     store.flush()  # packs first: a segment must never outlive what it lists
     if len(everything):
-        name, pieces = ix.build_segment(everything, [*packs, *new_packs], repository.sealer, os.urandom(16))
+        everything, used = ix.only_used(everything, [*packs, *new_packs])
+        name, pieces = ix.build_segment(everything, used, repository.sealer, os.urandom(16))
         store.put(name, pieces)
     store.flush()
     for segment in touched:
@@ -180,8 +218,9 @@ def _switch(repository: Repository, live: LiveKeys, plan: _Plan, job: Job) -> No
             store.delete(segment.name)
     for name in [*gone, *index.damaged]:
         store.delete(name)
+    if gone:
+        spare.renew(store)  # what it was counted by is gone, and it may stand far from the end by now
     store.flush()
-    repository.forget_index()
 
 
 class _Mover:

@@ -7,6 +7,7 @@ REF#PARTITION                 a partition of any of them, by number, label or UU
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,10 +24,12 @@ from ferrotype.formats import RAW_SUFFIXES, recognise
 from ferrotype.job import Job
 from ferrotype.objects.container import Container
 from ferrotype.objects.layout import VOLUME_MAGIC
+from ferrotype.objects.volumes import Opener, PosixFile
 from ferrotype.repository.keys import Secret
 from ferrotype.repository.snapshots import DiskRecord, Snapshot
 from ferrotype.repository.source import SnapshotSource
 from ferrotype.repository.store import Repository
+from ferrotype.stall import Patience
 
 IMAGE_SUFFIX: Final = ".ferro"
 
@@ -53,14 +56,14 @@ def parse(text: str) -> Reference:
     """Take a reference apart.  A file that exists under the whole text is meant, whatever signs are in it."""
     if not text:
         raise UsageError("an empty reference names nothing")
-    if Path(text).exists():
+    if os.path.exists(text):  # a text too long for a name is none
         return Reference(Path(text), None, None, None)
     rest, hash_, partition = text.rpartition("#")
     if not hash_ or "/" in partition or "::" in partition:  # the sign is part of the path
         rest, partition = text, ""
     elif not partition:
         raise UsageError(f"{text}: no partition is named behind the #")
-    if Path(rest).exists():
+    if os.path.exists(rest):
         return Reference(Path(rest), None, None, partition or None)
     path, colons, inner = rest.rpartition("::")
     if not colons:
@@ -77,6 +80,8 @@ class Access:
     format: str | None = None  # "raw": whatever the content looks like
     sector_size: int | None = None
     secret_given: bool = False  # the user named one, so an image that is not encrypted is not the one meant
+    opener: Opener = PosixFile  # how the files of an image are opened
+    patience: Patience | None = None  # how long storage may take
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,20 +105,26 @@ class OpenDisk:
         return Part(self.repository, self.record, self.start, self.source.size)
 
 
-def open_container(path: Path, *, writable: bool = False) -> Container:
+def open_container(path: Path, *, writable: bool = False, opener: Opener = PosixFile) -> Container:
     """The container an existing image is kept in."""
     if not path.exists():
         raise UsageError(f"{path} does not exist")
     if not path.is_file():
         raise UsageError(f"{path} is not a file")
-    return Container.open(path, writable=writable)
+    return Container.open(path, writable=writable, opener=opener)
 
 
 def open_image(
-    path: Path, secret: SecretSource, *, writable: bool = False, level: int = 1, secret_given: bool = False
+    path: Path,
+    secret: SecretSource,
+    *,
+    writable: bool = False,
+    level: int = 1,
+    secret_given: bool = False,
+    opener: Opener = PosixFile,
 ) -> Repository:
     """An existing image as a repository.  Raises KeyRefused where a secret was given and none is needed."""
-    container = open_container(path, writable=writable)
+    container = open_container(path, writable=writable, opener=opener)
     try:
         wanted = secret_given or is_encrypted(container)
         repository = Repository.open(container, secret(path) if wanted else None, level=level)
@@ -134,7 +145,12 @@ def open_disk(text: str, access: Access, job: Job) -> Iterator[OpenDisk]:
     """The disk, or partition, that a reference names."""
     reference = parse(text)
     if is_image(reference, access):
-        repository = open_image(reference.path, access.secret, secret_given=access.secret_given)
+        repository = open_image(
+            reference.path,
+            access.secret,
+            secret_given=access.secret_given,
+            opener=access.opener,
+        )
         with repository:
             snapshot = repository.snapshot(reference.snapshot or "latest")
             reference = _with_own_hash(reference, snapshot)
@@ -146,7 +162,7 @@ def open_disk(text: str, access: Access, job: Job) -> Iterator[OpenDisk]:
             for warning in repository.warnings:
                 job.warn(warning)
         return
-    source = open_source(reference.path, sector_size=access.sector_size)
+    source = open_source(reference.path, sector_size=access.sector_size, patience=access.patience)
     try:
         kind = "device" if reference.path.is_block_device() else _raw(reference.path, source, access, job)
         yield _narrowed(OpenDisk(source, kind, reference, access.sector_size))

@@ -31,7 +31,6 @@ from ferrotype.units import MiB, format_size
 from ferrotype.volumes.relocate import moved_backup
 
 _BATCH: Final = MiB  # bytes of the disk a worker restores at a time
-_GAP: Final = 128 * 1024  # bytes of a pack read through rather than asking twice
 _LOOKUP: Final = 256  # map pages whose chunks are located together: 262,144 ids, so a large index is swept seldom
 
 
@@ -116,7 +115,7 @@ def restore(
     began = time.monotonic()
     check_target(part, sink)
     job.begin("restoring", part.length)
-    worker = _Worker(part.repository, sink, options, target if options.delta else None)
+    worker = _Worker(part, sink, options, target if options.delta else None)
     workers = options.workers or len(os.sched_getaffinity(0))
     if sink.traits.ordered:
         workers = 1
@@ -211,7 +210,7 @@ def _region_pieces(part: Part, region: Region, low: int, high: int) -> Iterator[
         for i, (cell, pack, offset, length) in enumerate(zip(*columns, strict=True)):
             chunk_id = ChunkId(ids[i].tobytes())
             if pack < 0:
-                raise MissingChunk(chunk_id)
+                raise part.repository.explained(MissingChunk(chunk_id), part.disk)
             start = region.start + cell * size
             from_, to = max(start, low), min(start + size, high)
             yield _Piece(chunk_id, from_ - part.start, to - from_, from_ - start, names[pack], offset, length)
@@ -240,9 +239,9 @@ def _gathered(
 class _Worker:
     """Restores batches; called from many threads.  Returns (written, kept, zeroed, end of the batch)."""
 
-    def __init__(self, repository: Repository, sink: Sink, options: RestoreOptions, target: Source | None) -> None:
-        self._repository = repository
-        self._sealer = repository.sealer
+    def __init__(self, part: Part, sink: Sink, options: RestoreOptions, target: Source | None) -> None:
+        self._part = part
+        self._sealer = part.repository.sealer
         self._sink = sink
         self._many = cast("ManySink | None", sink if hasattr(sink, "write_many") else None)
         self._leave_zeros = options.no_blank or sink.traits.blank
@@ -294,24 +293,12 @@ class _Worker:
         return wanted, (end - start) - sum(piece.length for piece in wanted)
 
     def _plain(self, run: list[_Piece]) -> Iterator[bytes]:
-        """Proven plaintexts of a run of pieces, read from the image in as few calls as makes sense."""
-        at = 0
-        while at < len(run):
-            stop = at + 1
-            while stop < len(run) and _follows(run[stop - 1], run[stop]):
-                stop += 1
-            base = run[at].offset
-            data = memoryview(
-                self._repository.store.get(run[at].pack, base, run[stop - 1].offset + run[stop - 1].stored - base)
-            )
-            for piece in run[at:stop]:
-                frame = data[piece.offset - base : piece.offset - base + piece.stored]
-                plain = self._sealer.unseal(piece.chunk_id, frame)
-                if len(plain) < piece.skip + piece.length:
-                    raise CorruptChunk(piece.chunk_id, "it is shorter than its place on the disk")
-                exact = piece.skip == 0 and len(plain) == piece.length
-                yield plain if exact else plain[piece.skip : piece.skip + piece.length]
-            at = stop
+        """What the pieces of a run hold on the disk."""
+        for piece, plain in zip(run, self._part.repository.chunks(run, self._part.disk), strict=True):
+            if len(plain) < piece.skip + piece.length:
+                raise CorruptChunk(piece.chunk_id, "it is shorter than its place on the disk")
+            exact = piece.skip == 0 and len(plain) == piece.length
+            yield plain if exact else plain[piece.skip : piece.skip + piece.length]
 
     def _write(self, offset: int, parts: list[bytes]) -> None:
         if self._many is not None:
@@ -338,8 +325,3 @@ def _adjacent(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
         run.append(piece)
     if run:
         yield run
-
-
-def _follows(left: _Piece, right: _Piece) -> bool:
-    """Whether reading on from ``left`` soon comes to ``right``."""
-    return left.pack == right.pack and 0 <= right.offset - (left.offset + left.stored) <= _GAP

@@ -14,6 +14,7 @@ from ferrotype.block.inventory import lies_on, same_storage, uses
 from ferrotype.engine.restore import Part, check_target
 from ferrotype.errors import Refused
 from ferrotype.objects.volumes import volume_path
+from ferrotype.stall import Patience
 from ferrotype.units import format_size
 
 
@@ -59,10 +60,12 @@ def refuse_harm(target: Path, images: Sequence[Path]) -> None:
 
 
 @contextmanager
-def open_target(path: Path, size: int, sector_size: int, *, in_place: bool) -> Iterator[Target]:
+def open_target(
+    path: Path, size: int, sector_size: int, *, in_place: bool, patience: Patience | None = None
+) -> Iterator[Target]:
     """A device or an existing file in place, or a new file that takes its name when the block ends well."""
     if path.is_block_device():
-        device = DeviceSink(path)
+        device = DeviceSink(path, patience=patience)
         source = open_source(path)
         try:
             yield Target(device, source)
@@ -72,7 +75,7 @@ def open_target(path: Path, size: int, sector_size: int, *, in_place: bool) -> I
             device.close()
         return
     if in_place and path.exists():
-        with FileSink.open_existing(path, sector_size) as file:
+        with FileSink.open_existing(path, sector_size, patience=patience) as file:
             if file.size < size:
                 raise Refused(
                     f"{path} has {format_size(file.size)}, {format_size(size)} are needed; nothing was written"
@@ -83,6 +86,6 @@ def open_target(path: Path, size: int, sector_size: int, *, in_place: bool) -> I
             finally:
                 reader.close()
         return
-    with FileSink.create(path, size, sector_size, replace=path.exists()) as fresh:
+    with FileSink.create(path, size, sector_size, replace=path.exists(), patience=patience) as fresh:
         yield Target(fresh, None)
         fresh.commit()

@@ -2,31 +2,37 @@
 
     stored bytes   each object against its checksum, each frame of an encrypted image against its tag: no decoding
     deep           each frame decoded and its plaintext compared with its id
-    references     each snapshot's maps: every page readable, every chunk present and not among the damaged
+    references     each snapshot's maps: every page readable, every chunk present and not among the lost
 
-Damage is found once, in the packs, and then looked up in the maps; pages that snapshots share are walked once.
+Damage is found once, in the packs, and then looked up in the maps; pages that snapshots share are walked once.  A
+writer may be at work meanwhile: whatever fails is looked at again in the newest state, and what is gone is no damage.
 """
 
 from __future__ import annotations
 
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ferrotype.errors import CorruptChunk, CorruptObject, DeviceError, IntegrityError
+from ferrotype.engine.damage import Damage, find_damage, lost_chunks
+from ferrotype.engine.turns import Progress, begin_or_resume
+from ferrotype.errors import CorruptChunk, DeviceError, FerrotypeError, IntegrityError, StoreError
 from ferrotype.job import Job
 from ferrotype.pipeline import map_ordered
-from ferrotype.repository.chunkmap import MapPage
 from ferrotype.repository.index import PREFIX as INDEXES
-from ferrotype.repository.index import keys_of
+from ferrotype.repository.index import Segment
 from ferrotype.repository.packs import PREFIX as PACKS
-from ferrotype.repository.sealing import ID_SIZE, ZERO_ID, ChunkId
-from ferrotype.repository.snapshots import DiskRecord, Region, Snapshot
+from ferrotype.repository.sealing import ChunkId
 from ferrotype.repository.store import Repository
+
+__all__ = ["Damage", "VerifyOptions", "VerifyResult", "verify"]
+
+_TRIES: Final = 5  # states of the image that one thing is looked at in, while a writer makes newer ones
+_UNREADABLE: Final = (IntegrityError, DeviceError, StoreError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,19 +40,9 @@ class VerifyOptions:
     """How much to verify."""
 
     deep: bool = False
-    sample: float = 1.0  # share of the packs, chosen at random
+    sample: float = 1.0  # share of the packs
     workers: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Damage:
-    """A range of a disk whose bytes cannot be given back."""
-
-    snapshot: str
-    disk: str
-    start: int
-    length: int
-    files: tuple[str, ...] = ()
+    turns: Path | None = None  # a file that remembers what was checked: the sample goes on there; None: at random
 
 
 @dataclass(slots=True)
@@ -57,6 +53,7 @@ class VerifyResult:
     objects: int = 0
     damaged: list[Damage] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)  # damage that may or may not hit a snapshot
+    progress: Progress | None = None  # of the round, where the image is verified in turns
 
     @property
     def ok(self) -> bool:
@@ -64,27 +61,32 @@ class VerifyResult:
 
 
 def verify(repository: Repository, options: VerifyOptions, job: Job) -> VerifyResult:
-    """Check the stored objects, then what the snapshots refer to."""
+    """Check the stored packs, all other objects, and then what the snapshots refer to."""
     result = VerifyResult()
-    packs = _sampled([info.name for info in repository.store.list(PACKS)], options.sample)
-    sizes = {name: repository.store.size(name) for name in packs}
-    job.begin("verifying", sum(sizes.values()))
-    checker = _PackChecker(repository, options.deep)
-    bad: set[bytes] = set()
-    for name, found in zip(
-        packs, map_ordered(checker, packs, workers=options.workers or len(os.sched_getaffinity(0))), strict=True
-    ):
-        if found:
-            result.problems.append(f"{name}: {len(found.ids)} damaged chunks ({found.why})")
-            bad.update(found.ids)
-        result.checked_bytes += sizes[name]
-        result.objects += 1
-        job.advance(sizes[name])
-    _check_objects(repository, result)
-    job.begin("checking snapshots")
-    known = repository.snapshots()
-    result.problems += repository.warnings
-    result.damaged += _References(repository, bad).damage(known, job)
+    sizes = {info.name: info.size for info in repository.store.list(PACKS)}
+    turns = None
+    if options.turns is not None:
+        turns = begin_or_resume(options.turns, repository.config.id, datetime.now(UTC), job)
+        packs = turns.choose(sorted(sizes), options.sample)
+    else:
+        packs = _sampled(sorted(sizes), options.sample)
+    job.begin("verifying", sum(sizes[name] for name in packs))
+    bad: dict[str, _Found] = {}
+    try:
+        for name, found in _checked(repository, packs, options):
+            if turns is not None:
+                turns.note(name, good=found is None)
+            if found is None or found.stored:
+                result.checked_bytes += sizes[name]
+                result.objects += 1
+            if found is not None and found.stored:
+                bad[name] = found
+            job.advance(sizes[name])
+    finally:
+        if turns is not None and options.turns is not None:  # also where this run is stopped
+            now = {info.name: info.size for info in repository.store.list(PACKS)}
+            result.progress = turns.settle(options.turns, now, options.sample, packs, job)
+    _check_the_rest(repository, bad, result, job)
     return result
 
 
@@ -95,36 +97,25 @@ def _sampled(names: list[str], share: float) -> list[str]:
     return sorted(random.SystemRandom().sample(names, count))
 
 
-def _check_objects(repository: Repository, result: VerifyResult) -> None:
-    """Everything that is not a pack: configuration, keys, indexes, snapshots."""
-    for info in list(repository.store.list("")):
-        if info.name.startswith(PACKS):
-            continue
-        try:
-            repository.store.check(info.name)
-        except (CorruptObject, DeviceError) as error:
-            result.problems.append(str(error))
-        result.objects += 1
-        result.checked_bytes += info.size
-    for segment in repository.index.segments:
-        try:
-            segment.entries()
-        except (CorruptObject, DeviceError) as error:
-            result.problems.append(str(error))
-        segment.release()
-    for name in repository.index.damaged:
-        result.problems.append(f"{INDEXES}{name.removeprefix(INDEXES)} cannot be read")
-
-
 # ---------------------------------------------------------------------- packs
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Damage in one pack."""
+    """Damage in one pack; not ``stored``: it was deleted meanwhile, and that is none."""
 
     ids: tuple[bytes, ...]
     why: str
+    stored: bool = True
+
+
+_GONE: Final = _Found((), "", stored=False)
+
+
+def _checked(repository: Repository, packs: list[str], options: VerifyOptions) -> Iterator[tuple[str, _Found | None]]:
+    checker = _PackChecker(repository, options.deep)
+    workers = options.workers or len(os.sched_getaffinity(0))
+    return zip(packs, map_ordered(checker, packs, workers=workers), strict=True)
 
 
 class _PackChecker:
@@ -135,16 +126,30 @@ class _PackChecker:
         self._deep = deep
 
     def __call__(self, name: str) -> _Found | None:
+        """None: it is whole.  What fails is looked at again until the image has no newer state."""
+        found = None
+        for attempt in range(_TRIES):
+            found = self._look(name)
+            if found is None:
+                return None
+            newer = _refreshed(self._repository)
+            if not _stored(self._repository, name):
+                return _GONE
+            if attempt and not newer:  # at least twice: another thread may have gone on in between
+                break
+        return found
+
+    def _look(self, name: str) -> _Found | None:
         try:
             self._repository.store.check(name)
             why = ""
-        except (CorruptObject, DeviceError) as error:
+        except _UNREADABLE as error:
             why = str(error)
         if not why and not self._deep and not self._repository.sealer.encrypted:
             return None
         try:
             frames = self._frames(name)
-        except (CorruptObject, DeviceError) as error:
+        except _UNREADABLE as error:
             why = why or str(error)
             frames = self._indexed_frames(name)
         ids = tuple(chunk_id for chunk_id, offset, length in frames if not self._good(name, chunk_id, offset, length))
@@ -158,7 +163,7 @@ class _PackChecker:
                 sealer.unseal(chunk_id, frame)
             else:
                 sealer.authenticate(chunk_id, frame)
-        except (CorruptChunk, CorruptObject, DeviceError):
+        except (CorruptChunk, *_UNREADABLE):
             return False
         return True
 
@@ -171,79 +176,87 @@ class _PackChecker:
         """What the index says the pack holds, for when its own table is lost."""
         for segment in self._repository.index.segments:
             if name in segment.packs:
-                entries = segment.entries()
+                try:
+                    entries = segment.entries()
+                except _UNREADABLE:
+                    continue
                 mine = entries[entries["pack"] == segment.packs.index(name)]
                 columns = (mine["id"], mine["offset"].tolist(), mine["length"].tolist())
                 return [(ChunkId(i.tobytes()), o, n) for i, o, n in zip(*columns, strict=True)]
         return []
 
 
-# ---------------------------------------------------------------------- references
+def _refreshed(repository: Repository) -> bool:
+    """Whether the image has a newer state now; one that cannot be read is none."""
+    try:
+        return repository.refresh()
+    except FerrotypeError:
+        return False
 
 
-class _References:
-    """Finds what of the snapshots' disks is damaged, walking shared pages once."""
-
-    def __init__(self, repository: Repository, bad: set[bytes]) -> None:
-        self._repository = repository
-        self._bad = np.sort(keys_of(np.frombuffer(b"".join(bad), f"V{ID_SIZE}"))) if bad else None
-        self._clean: set[bytes] = set()
-
-    def damage(self, known: Sequence[Snapshot], job: Job) -> list[Damage]:
-        out = []
-        for snapshot in known:
-            for disk in snapshot.disks:
-                ranges = [r for region in disk.regions for r in self._region(disk, region)]
-                out += [Damage(snapshot.id, disk.name, start, end - start) for start, end in _joined(ranges)]
-            job.advance(0)
-        return out
-
-    def _region(self, disk: DiskRecord, region: Region) -> list[tuple[int, int]]:
-        ranges: list[tuple[int, int]] = []
-        visited: list[bytes] = []
-        chunk_map = self._repository.map(disk, region)
-        for page in chunk_map.walk(lambda page_id: page_id in self._clean):
-            visited.append(page.page_id)
-            ranges += [
-                (region.start + first * disk.chunk_size, region.start + min(last * disk.chunk_size, region.length))
-                for first, last in self._bad_cells(page)
-            ]
-        if not ranges:
-            self._clean.update(visited)
-        return ranges
-
-    def _bad_cells(self, page: MapPage) -> list[tuple[int, int]]:
-        if page.ids is None:
-            return [(page.first, page.first + page.count)]
-        if page.level:
-            return []  # a page that is missing below shows itself when the walk comes to it
-        used = np.flatnonzero(page.ids[: page.count] != np.void(ZERO_ID))
-        ids = page.ids[used]
-        bad = self._missing(ids)
-        if self._bad is not None:
-            keys = keys_of(ids)
-            at = np.minimum(np.searchsorted(self._bad, keys), len(self._bad) - 1)
-            bad |= self._bad[at] == keys
-        return [(page.first + cell, page.first + cell + 1) for cell in used[bad].tolist()]
-
-    def _missing(self, ids: NDArray[np.void]) -> NDArray[np.bool_]:
-        try:
-            return self._repository.locate_many(ids)[0] < 0
-        except IntegrityError:  # a page of the index is damaged: it is said elsewhere; ask one by one
-            return np.array([not self._present(ChunkId(i.tobytes())) for i in ids], bool)
-
-    def _present(self, chunk_id: ChunkId) -> bool:
-        try:
-            return self._repository.index.find(chunk_id) is not None
-        except IntegrityError:
-            return False
+def _stored(repository: Repository, name: str) -> bool:
+    try:
+        repository.store.size(name)
+    except StoreError:
+        return False
+    return True
 
 
-def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    out: list[tuple[int, int]] = []
-    for start, end in sorted(ranges):
-        if out and start <= out[-1][1]:
-            out[-1] = (out[-1][0], max(end, out[-1][1]))
-        else:
-            out.append((start, end))
-    return out
+# ---------------------------------------------------------------------- everything else
+
+
+def _check_the_rest(repository: Repository, bad: dict[str, _Found], result: VerifyResult, job: Job) -> None:
+    """Configuration, keys, indexes and snapshots, and the damage; once more where the image has changed meanwhile."""
+    told = list(repository.warnings)
+    for _ in range(_TRIES):
+        attempt = VerifyResult()
+        suspected: set[bytes] = set()
+        for name, found in bad.items():
+            if _stored(repository, name):
+                attempt.problems.append(f"{name}: {_counted(len(found.ids))} ({found.why})")
+                suspected.update(found.ids)
+        _check_objects(repository, attempt)
+        job.begin("checking snapshots")
+        known = repository.snapshots()
+        attempt.problems += [warning for warning in repository.warnings if warning not in attempt.problems]
+        attempt.damaged = find_damage(repository, lost_chunks(repository, suspected), known, job)
+        if attempt.ok or not _refreshed(repository):
+            break
+        repository.warnings[:] = told
+    result.damaged, result.problems = attempt.damaged, attempt.problems
+    result.objects += attempt.objects
+    result.checked_bytes += attempt.checked_bytes
+
+
+def _counted(chunks: int) -> str:
+    return "1 damaged chunk" if chunks == 1 else f"{chunks} damaged chunks"
+
+
+def _check_objects(repository: Repository, result: VerifyResult) -> None:
+    """Everything that is not a pack."""
+    for info in list(repository.store.list("")):
+        if info.name.startswith(PACKS):
+            continue
+        _told(result, _checking(repository, info.name))
+        result.objects += 1
+        result.checked_bytes += info.size
+    for segment in repository.index.segments:
+        _told(result, _reading(segment))
+        segment.release()
+    for name in repository.index.damaged:
+        result.problems.append(f"{INDEXES}{name.removeprefix(INDEXES)} cannot be read")
+
+
+def _told(result: VerifyResult, check: Callable[[], object]) -> None:
+    try:
+        check()
+    except _UNREADABLE as error:
+        result.problems.append(str(error))
+
+
+def _checking(repository: Repository, name: str) -> Callable[[], object]:
+    return lambda: repository.store.check(name)
+
+
+def _reading(segment: Segment) -> Callable[[], object]:
+    return segment.entries

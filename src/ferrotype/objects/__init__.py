@@ -37,6 +37,7 @@ class SpaceReport:
 
     freed: int
     dead: int
+    readers: bool = False  # nothing was given back, since others read the store: a later call makes up for it
 
 
 class ObjectStore(Protocol):
@@ -67,8 +68,12 @@ class ObjectStore(Protocol):
     def flush(self) -> None:
         """A barrier: on return everything put or deleted before is durable and will be found by the next opening."""
 
-    def check(self, name: str, /) -> None:
-        """Read an object whole and compare it with its stored checksum.  Raises CorruptObject."""
+    def check(self, name: str, /, *, from_medium: bool = False) -> None:
+        """Read an object whole and compare it with its stored checksum.  Raises CorruptObject.
+
+        With ``from_medium`` it is made durable first, and read from the storage rather than from memory, as far as
+        the system can do that.
+        """
 
     def refresh(self) -> bool:
         """Of a store open for reading: go on to the newest state; False where it is the one in use.

@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
-from ferrotype.objects.layout import RECORDS_AT, CatalogEntry, Place
+from ferrotype.objects.layout import BLOCK, RECORDS_AT, CatalogEntry, Place
 from ferrotype.units import MiB
 
-_BATCH: Final = 256 * MiB  # bytes moved between two catalogs
+BATCH: Final = 256 * MiB  # bytes moved between two catalogs
 _SMALL_PASSES: Final = 4  # what moves leaves gaps of its own, and so does a catalog that is replaced
 _LOOK_BACK: Final = 256  # records tried for one gap, from the end
 
@@ -46,7 +46,11 @@ def gaps_between(entries: Sequence[CatalogEntry], sizes: Sequence[int]) -> list[
         if entry.offset > ends[entry.volume]:
             gaps.append((Place(entry.volume, ends[entry.volume]), entry.offset - ends[entry.volume]))
         ends[entry.volume] = entry.offset + entry.span
-    return gaps + [(Place(v, end), sizes[v] - end) for v, end in enumerate(ends[:-1]) if sizes[v] > end]
+    for volume, end in enumerate(ends[:-1]):
+        room = (sizes[volume] - end) // BLOCK * BLOCK  # a write that was cut may have left part of a block
+        if room > 0:
+            gaps.append((Place(volume, end), room))
+    return gaps
 
 
 def compact(container: Movable, advance: Callable[[int], None]) -> None:
@@ -54,7 +58,7 @@ def compact(container: Movable, advance: Callable[[int], None]) -> None:
     small = 0
     while small < _SMALL_PASSES and (moved := _fill_gaps(container, advance)):
         container.settle()
-        small = 0 if moved >= _BATCH // 2 else small + 1
+        small = 0 if moved >= BATCH // 2 else small + 1
     container.cut()
 
 
@@ -62,7 +66,7 @@ def _fill_gaps(container: Movable, advance: Callable[[int], None]) -> int:
     entries = sorted(container.live(), key=lambda e: (e.volume, e.offset))
     moved = 0
     for place, room in gaps_between([*entries, *container.catalogs()], container.volume_sizes()):
-        while room and moved < _BATCH:
+        while room and moved < BATCH:
             index = _last_that_fits(entries, place, room)
             if index is None:
                 break
@@ -71,7 +75,7 @@ def _fill_gaps(container: Movable, advance: Callable[[int], None]) -> int:
             advance(entry.span)
             moved += entry.span
             place, room = Place(place.volume, place.offset + entry.span), room - entry.span
-        if moved >= _BATCH:
+        if moved >= BATCH:
             break
     return moved
 

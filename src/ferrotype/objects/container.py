@@ -22,6 +22,7 @@ from ferrotype.errors import (
     DeviceError,
     FerrotypeError,
     InvalidImage,
+    Locked,
     ObjectExists,
     ObjectMissing,
     UsageError,
@@ -29,6 +30,7 @@ from ferrotype.errors import (
 )
 from ferrotype.objects import Bytes, ObjectInfo, ObjectTraits, SpaceReport
 from ferrotype.objects.compaction import compact, gaps_between
+from ferrotype.objects.heads import open_volumes
 from ferrotype.objects.layout import (
     ANCHORS_AT,
     BLOCK,
@@ -44,25 +46,38 @@ from ferrotype.objects.layout import (
     encode_catalog,
     padded,
 )
-from ferrotype.objects.lock import lock_for_writing
-from ferrotype.objects.opening import MAX_CHAIN, load
+from ferrotype.objects.lock import WriterLock
+from ferrotype.objects.machine import THIS_MACHINE, Machine
+from ferrotype.objects.opening import MAX_CHAIN, anchor_blocks, load
+from ferrotype.objects.readback import ReadBack, check_catalog
+from ferrotype.objects.readers import READERS_TRIES, join_readers, no_readers
 from ferrotype.objects.reading import READ_SIZE, Files, Records
-from ferrotype.objects.volumes import Opener, PosixFile, VolumeFile, remove_volume, volume_path
-from ferrotype.units import MiB
+from ferrotype.objects.volumes import Opener, PatientOpener, PosixFile, VolumeFile, patience_of, volume_path
+from ferrotype.stall import Patience
+from ferrotype.units import KiB, MiB
 
+_SMALL_GAP: Final = 64 * KiB  # bytes of dead space that are overwritten where no hole can be punched
 _LEAST_SPLIT: Final = 64 * MiB  # a pack and its neighbours must fit into a volume
+_LOADS: Final = 10  # newer states that an opening for reading goes on to while it looks at one
 
 
 class Container:
     """An ObjectStore in one file, or several where it is split."""
 
-    def __init__(self, path: Path, opener: Opener, *, writable: bool) -> None:
+    def __init__(self, path: Path, opener: Opener, machine: Machine, *, writable: bool) -> None:
         """Use ``create`` or ``open``."""
         self.path = path
         self.traits = ObjectTraits()
         self.writable = writable
         self.warnings: list[str] = []
-        self._opener = opener
+        self._opener = PatientOpener(Patience()) if opener is PosixFile else opener
+        self._machine = machine
+        self._patience = patience_of(self._opener)
+        self._writing: WriterLock | None = None
+        self._reading = False  # holds the readers' lock
+        self._refreshing = Lock()
+        self._anchors: tuple[bytes, ...] = ()  # as they stood when the state in use was loaded for reading
+        self._former: list[VolumeFile] = []  # volumes of older states, which a thread may still be reading
         self._records = Records(path)
         self._entries: dict[str, CatalogEntry] = {}
         self._lock = Lock()  # guards the tables; never held over a read or write of data
@@ -75,85 +90,104 @@ class Container:
         self._chain_entries = 0  # additions and removals in all of them but the first
         self._added: dict[str, CatalogEntry] = {}  # since the last flush
         self._removed: dict[str, CatalogEntry] = {}
+        self._vacated: list[tuple[Place, int]] = []  # where records stood that were moved since the last catalog
+        self._moved = False  # a catalog must be written afresh: no anchor leads to one that names where all stands
+        self._written = ReadBack()  # since the last catalog
 
     # ------------------------------------------------------------------ opening
 
     @classmethod
-    def create(cls, path: Path, *, split: int = 0, opener: Opener = PosixFile) -> Container:
+    def create(
+        cls, path: Path, *, split: int = 0, opener: Opener = PosixFile, machine: Machine = THIS_MACHINE
+    ) -> Container:
         """A new, empty container open for writing.  The file takes its name at the first ``flush``, not before.
 
-        Raises DeviceError where the file exists already.
+        Raises DeviceError where the file exists already, Locked where another process is creating it.
         """
         if split and split < _LEAST_SPLIT:
             raise UsageError("volumes of less than 64MiB make no sense; choose a larger split size")
-        self = cls(path, opener, writable=True)
+        self = cls(path, opener, machine, writable=True)
         if path.exists():
             raise DeviceError(f"{path} exists already")
         self._records.uuid = os.urandom(16)
         self.split = split
         try:
+            self._writing = WriterLock.take_ahead(path, machine, self._patience)
             self._add_volume()
+            if self._writing is None:
+                self._writing = WriterLock.take(self._files[0].fileno(), path, machine, self._patience)
         except BaseException:
             self.close()
             raise
         return self
 
     @classmethod
-    def open(cls, path: Path, *, writable: bool = False, opener: Opener = PosixFile) -> Container:
+    def open(
+        cls, path: Path, *, writable: bool = False, opener: Opener = PosixFile, machine: Machine = THIS_MACHINE
+    ) -> Container:
         """An existing container.
 
         Raises InvalidImage or UnsupportedError for anything else, Locked where another process is writing and
         ``writable`` was asked for, DeviceError where a volume is missing or cannot be read.
         """
-        self = cls(path, opener, writable=writable)
+        self = cls(path, opener, machine, writable=writable)
         try:
-            self._open_volumes()
-            self._load()
+            self._files.append(self._opener(path, writable=writable))
+            if writable:
+                self._writing = WriterLock.take(self._files[0].fileno(), path, machine, self._patience)
+                self._load()
+            else:
+                self._load_newest()
         except BaseException:
             self.close()
             raise
         return self
 
-    def _open_volumes(self) -> None:
-        first = self._opener(self.path, writable=self.writable)
-        self._files.append(first)
-        if self.writable:
-            lock_for_writing(first.fileno(), str(self.path))
-        header = self._volume_header(first)
-        if header.volume:
-            raise UsageError(f"{self.path} is volume {header.volume} of a split image; name the first one")
-        self._records.uuid, self.split = header.uuid, header.split
-        while self.split and volume_path(self.path, len(self._files)).exists():
-            number = len(self._files)
-            file = self._opener(volume_path(self.path, number), writable=self.writable)
-            self._files.append(file)
-            other = self._volume_header(file)
-            if other.uuid != header.uuid or other.volume != number:
-                raise InvalidImage(f"{volume_path(self.path, number)} belongs to another image")
-
-    def _volume_header(self, file: VolumeFile) -> VolumeHeader:
-        block = file.read(0, BLOCK)
-        header = VolumeHeader.read(block)
-        if any(block[VolumeHeader.SIZE :]):
-            self.warnings.append(f"{self.path}: the bytes behind a volume header are damaged; they hold nothing")
-        return header
+    def _load_newest(self) -> None:
+        """For reading: the newest state, be a writer at work meanwhile; loaded again where it became an older one."""
+        if not self._reading:  # before anything is looked at: from then on nothing of it is destroyed
+            tries = 1 if self._anchors else READERS_TRIES
+            self._reading = join_readers(self._files[0].fileno(), self._machine, tries=tries)
+        for left in reversed(range(_LOADS)):
+            records, warnings = Records(self.path, files=self._files[:1]), list[str]()
+            seen = anchor_blocks(records)
+            try:
+                split = open_volumes(records, self._opener, writable=False, warn=warnings.append, known=self._files)
+                state = load(records, writable=False, warn=warnings.append)
+            except FerrotypeError:
+                self._former += [file for file in records.files if file not in self._files]
+                if left and seen != anchor_blocks(records):
+                    continue
+                raise
+            self._former += [file for file in self._files if file not in records.files]
+            self._records, self._entries = records, state.entries
+            self._chain, self._sequence, self.split = state.chain, state.sequence, split
+            if not left or not warnings or seen == anchor_blocks(records):
+                break
+        self._anchors = seen
+        self.warnings += [warning for warning in warnings if warning not in self.warnings]
 
     def _load(self) -> None:
-        """Bring the tables to the newest state that can be proven; a writer settles what it took up at once."""
-        state = load(self._records, writable=self.writable, warn=self.warnings.append)
+        """Bring the tables to the newest state that can be proven; what was taken up is settled at once."""
+        self.split = open_volumes(self._records, self._opener, writable=True, warn=self.warnings.append)
+        state = load(self._records, writable=True, warn=self.warnings.append)
+        if state.unanchored:  # a writer was cut: nothing is taken up that stands in the machine's memory alone
+            for file in self._files:
+                with contextlib.suppress(WriteError):
+                    file.sync()
+                file.distrust()
+            state = load(self._records, writable=True, warn=lambda _: None)
         self._entries, self._added = state.entries, state.added
         self._chain, self._chain_entries = state.chain, state.chain_entries
         self._sequence, self._generation = state.sequence, state.generation
         self._tail = state.tail.offset
-        if not self.writable:
-            return
-        torn = self._files[-1].size() > self._tail
+        torn = self._files[-1].size() != self._tail
         if torn:
             self._files[-1].truncate(self._tail)
-        if torn or self._added:
+        self._moved = state.unanchored
+        if torn or self._added or self._moved:
             with contextlib.suppress(WriteError):  # on a full disk the next flush says so
-                self._files[-1].sync()
-                self._write_catalog()
+                self.settle()
 
     # ------------------------------------------------------------------ ObjectStore
 
@@ -190,17 +224,25 @@ class Container:
             self._removed[name] = entry  # also where no catalog knows it: a scan would find it
 
     def flush(self) -> None:
-        if not (self._added or self._removed):
+        if not (self._added or self._removed or self._moved):
             return
-        self._files[-1].sync()  # earlier volumes were synced when they were left
-        self._write_catalog()
+        self._claim(now=True)
+        if self._moved:
+            self.settle()
+        else:
+            self._files[-1].sync()  # earlier volumes were synced when they were left
+            self._write_catalog()
         if self._unpublished:
             self._files[0].sync()
             self._files[0].publish(self.path)
             self._unpublished = False
 
-    def check(self, name: str, /) -> None:
+    def check(self, name: str, /, *, from_medium: bool = False) -> None:
         entry = self._entry(name)
+        if from_medium:
+            file = self._files[entry.volume]
+            file.sync()  # what is not written yet cannot be dropped
+            file.distrust()
         header = self._records.header(entry.place)
         if header is None or not self._records.is_at(entry):
             raise CorruptObject(name, "its record header is wrong")
@@ -210,25 +252,45 @@ class Container:
             raise CorruptObject(name, "the bytes behind it are not zeros; its own are whole")
 
     def refresh(self) -> bool:
+        if self.writable or not self._files:
+            return False
+        with self._refreshing, contextlib.suppress(FerrotypeError, OSError):  # the state in use stays, whatever it is
+            os.close(os.open(self.path, os.O_RDONLY | os.O_CLOEXEC))  # a network file system looks at its server now
+            if self._anchors != anchor_blocks(self._records):
+                self._load_newest()
+                return True
         return False
 
     def reclaim(self) -> SpaceReport:
-        """Punch a hole into each gap, behind a filler's header that tells a scan where the next record stands."""
+        """Punch a hole into each gap, behind a filler's header that tells a scan where the next record stands.
+
+        While others read the image nothing is touched: a later call makes up for it.
+        """
+        self._claim(now=True)
         self.flush()
         for file in self._files:
             file.sync()  # the anchor too: nothing durable may still lead to what is now destroyed
+        with no_readers(self._files[0].fileno(), self._machine) as alone:
+            return self._punch_gaps() if alone else SpaceReport(0, 0, readers=True)
+
+    def _punch_gaps(self) -> SpaceReport:
         before = sum(file.allocated() for file in self._files)
         dead = 0
         for place, gap in gaps_between([*self.live(), *self._chain], self.volume_sizes()):
             self._fill(place, gap)
             if gap > BLOCK and not self._files[place.volume].punch(place.offset + BLOCK, gap - BLOCK):
                 dead += gap
+                if gap <= _SMALL_GAP:  # spare copies of a key slot that was removed, perhaps
+                    self._files[place.volume].write(place.offset + BLOCK, [bytes(gap - BLOCK)])
         return SpaceReport(max(0, before - sum(file.allocated() for file in self._files)), dead)
 
     def close(self) -> None:
-        for file in reversed(self._files):
+        if self._writing is not None:
+            self._writing.release()  # before the first volume is closed: the next writer makes a lock file of its own
+        for file in reversed([*self._files, *self._former]):
             file.close()  # a file that was never published goes with it
         self._files.clear()
+        self._former.clear()
 
     # ------------------------------------------------------------------ compacting
 
@@ -236,7 +298,18 @@ class Container:
         """Move records into the gaps that deleted ones left and cut the file; bytes by which it became smaller.
 
         ``advance`` is told the bytes moved.  Needs at most 256 MiB of extra space, whatever the size of the image.
+        Raises Locked, and changes nothing, while others read the image.
         """
+        self._claim(now=True)
+        with no_readers(self._files[0].fileno(), self._machine) as alone:
+            if not alone:
+                raise Locked(
+                    f"{self.path} is being read, and compacting would move what is read; wait for the restores, "
+                    f"mounts and checks of it to end, then start again"
+                )
+            return self._compact(advance)
+
+    def _compact(self, advance: Callable[[int], None]) -> int:
         before = self.file_size
         self.flush()
         self.settle()  # nothing durable may still lead to the gaps that are filled now
@@ -259,24 +332,36 @@ class Container:
 
     def move(self, entry: CatalogEntry, place: Place, gap: int, /) -> None:
         """Copy a record to the start of a gap of ``gap`` bytes; it counts there once ``settle`` has returned."""
+        self._moved = True
         source, target = self._files[entry.volume], self._files[place.volume]
+        moved = CatalogEntry(entry.name, place.volume, place.offset, entry.length, entry.sequence)
         for at in range(0, entry.span, READ_SIZE):
-            target.write(place.offset + at, [source.read(entry.offset + at, min(READ_SIZE, entry.span - at))])
+            piece = source.read(entry.offset + at, min(READ_SIZE, entry.span - at))
+            target.write(place.offset + at, [piece])
+            if at == 0:
+                self._written.note(moved, [piece])
         if rest := gap - entry.span:
             self._fill(Place(place.volume, place.offset + entry.span), rest)
-        self._entries[entry.name] = CatalogEntry(entry.name, place.volume, place.offset, entry.length, entry.sequence)
+        self._entries[entry.name] = moved
+        self._vacated.append((entry.place, entry.span))
 
     def _fill(self, place: Place, gap: int) -> None:
         filler = RecordHeader.make(Kind.FILLER, self._records.uuid, 0, gap - RecordHeader.SIZE, bytes(16), "")
-        self._files[place.volume].write(place.offset, [filler.pack()])
+        self._files[place.volume].write(place.offset, [filler.pack().ljust(BLOCK, b"\0")])  # a whole key slot goes
 
     def settle(self) -> None:
         """Make moves durable: the records first, then a catalog that names their new places."""
+        self._moved = True
         for file in self._files:
             file.sync()
-        self._chain = []
         self._write_catalog()
         self._files[0].sync()
+        self._moved = False
+        vacated, self._vacated = self._vacated, []
+        for place, span in vacated:  # or each batch would need room of its own until the file is cut
+            if span > BLOCK:
+                self._fill(place, span)
+                self._files[place.volume].punch(place.offset + BLOCK, span - BLOCK)
 
     def cut(self) -> None:
         """Bring the catalog down behind the last record, drop empty volumes and cut the file."""
@@ -290,11 +375,17 @@ class Container:
         if end + span > room:  # it would not get clear of the catalog in use
             return
         dropped = self._bring_down(volume, end, used)
-        self._files[-1].truncate(self._tail)
-        self._files[-1].sync()
-        for number, file in reversed(list(enumerate(dropped, volume + 1))):
-            file.close()
-            remove_volume(self.path, number)
+        try:
+            self._files[-1].truncate(self._tail)
+            self._files[-1].sync()
+            while dropped:
+                dropped[-1].remove()
+                dropped.pop().close()
+        except BaseException:
+            if dropped:  # they are there, so what is put next goes behind them
+                self._records.files = self._files + dropped
+                self._tail = padded(dropped[-1].size())
+            raise
 
     def _bring_down(self, volume: int, end: int, used: CatalogEntry) -> Files:
         """Write the catalog to ``end`` of a volume, durably; the volumes that are not needed any more."""
@@ -303,7 +394,8 @@ class Container:
         try:
             self.settle()
         except BaseException:
-            self._records.files, self._tail, self._chain = files, tail, [used]
+            self._records.files, self._tail = files, tail
+            self._chain, self._chain_entries = [used], 0  # an anchor may lead to either
             raise
         return files[volume + 1 :]
 
@@ -319,6 +411,11 @@ class Container:
         return sum(file.size() for file in self._files)
 
     @property
+    def hole_size(self) -> int:
+        """Bytes of all volumes that take up no storage."""
+        return max(0, self.file_size - sum(file.allocated() for file in self._files))
+
+    @property
     def live_size(self) -> int:
         """Bytes of the records that are needed."""
         return sum(e.span for e in (*self._entries.values(), *self._chain)) + RECORDS_AT * len(self._files)
@@ -331,7 +428,13 @@ class Container:
 
     # ------------------------------------------------------------------ writing
 
+    def _claim(self, *, now: bool = False) -> None:
+        """Raises Locked where another machine may have become the writer."""
+        if self._writing is not None:
+            self._writing.check(now=now)
+
     def _append(self, kind: Kind, name: str, parts: Sequence[Bytes]) -> CatalogEntry:
+        self._claim()
         length = sum(map(len, parts))
         span = padded(RecordHeader.SIZE + length)
         if self.split and self._tail + span > self.split:
@@ -353,7 +456,10 @@ class Container:
             raise
         self._sequence = sequence
         self._tail = offset + span
-        return CatalogEntry(name, len(self._files) - 1, offset, length, sequence)
+        entry = CatalogEntry(name, len(self._files) - 1, offset, length, sequence)
+        if kind == Kind.OBJECT:
+            self._written.note(entry, [header.pack(), *parts, padding])
+        return entry
 
     def _add_volume(self) -> None:
         number = len(self._files)
@@ -361,20 +467,32 @@ class Container:
         if path.exists():
             raise DeviceError(f"{path} exists already and is no part of this image; move it away")
         file = self._opener(path, writable=True, create=True)
+        header = VolumeHeader.make(self._records.uuid, number, self.split)
+        try:
+            file.write(0, [header.pack().ljust(RECORDS_AT, b"\0")])
+            file.sync()
+            if number:
+                file.publish(path)
+        except BaseException:
+            with contextlib.suppress(WriteError):
+                if path.exists():  # it has its name, though not durably
+                    file.remove()
+            file.close()
+            raise
+        self._unpublished = self._unpublished or number == 0
         self._files.append(file)
-        file.write(0, [VolumeHeader.make(self._records.uuid, number, self.split).pack().ljust(RECORDS_AT, b"\0")])
-        file.sync()
-        if number == 0:
-            self._unpublished = True
-        else:
-            file.publish(path)
         self._tail = RECORDS_AT
 
     def _write_catalog(self) -> None:
-        """Write down what changed since the last catalog (or everything), durably, and anchor it."""
+        """Write down what changed since the last catalog (or everything), durably, and anchor it.
+
+        Raises WriteError where what it names, or itself, does not read back as it was written.
+        """
+        self._written.check(self._records, lambda entry: self._entries.get(entry.name) == entry)
         changes = len(self._added) + len(self._removed)
         afresh = (
-            not self._chain
+            self._moved
+            or not self._chain
             or len(self._chain) >= MAX_CHAIN
             or self._chain_entries + changes > max(64, len(self._entries))
         )
@@ -384,8 +502,10 @@ class Container:
             last = self._chain[-1]
             previous = (last.volume, last.offset, last.sequence)
             catalog = Catalog(previous, list(self._added.values()), list(self._removed))
-        entry = self._append(Kind.CATALOG, "", [encode_catalog(catalog)])
+        payload = encode_catalog(catalog)
+        entry = self._append(Kind.CATALOG, "", [payload])
         self._files[entry.volume].sync()
+        check_catalog(self._records, entry, payload)
         self._write_anchor(entry)
         if afresh:
             self._chain, self._chain_entries = [entry], 0
@@ -398,10 +518,10 @@ class Container:
 
     def _write_anchor(self, catalog: CatalogEntry) -> None:
         """Needs no sync of its own: until it is durable the other anchor leads to the same records by scanning."""
-        self._generation += 1
-        anchor = Anchor.make(self._records.uuid, self._generation, catalog.sequence, catalog.place)
-        block = anchor.pack().ljust(BLOCK, b"\0")
-        self._files[0].write(ANCHORS_AT[self._generation % 2], [block])
+        generation = self._generation + 1
+        anchor = Anchor.make(self._records.uuid, generation, catalog.sequence, catalog.place)
+        self._files[0].write(ANCHORS_AT[generation % 2], [anchor.pack().ljust(BLOCK, b"\0")])
+        self._generation = generation  # where that failed the same anchor is tried again: the other one is whole
 
 
 def is_container(head: bytes) -> bool:

@@ -71,13 +71,13 @@ class VolumeHeader(Record):
         header = cls.unpack(data)
         if header.magic != VOLUME_MAGIC:
             raise InvalidImage("this is not a ferrotype image", offset=0, field="magic")
+        if header.check != checksum(data[: cls.SIZE - 16]):
+            raise InvalidImage("the volume header is damaged", offset=0, field="check")
         if header.version != VERSION or header.reader_flags:
             raise UnsupportedError(
                 f"the image is of format version {header.version} with flags {header.reader_flags:#x}; "
                 f"this program reads version {VERSION}: use a newer ferrotype"
             )
-        if header.check != checksum(data[: cls.SIZE - 16]):
-            raise InvalidImage("the volume header is damaged", offset=0, field="check")
         return header
 
 
@@ -207,16 +207,35 @@ class Catalog(msgspec.Struct, array_like=True, frozen=True):
     removed: list[str]
 
 
+class _Counted(msgspec.Struct, array_like=True, frozen=True):
+    """A catalog whose arrays are not decoded yet."""
+
+    previous: tuple[int, int, int] | None
+    added: msgspec.Raw
+    removed: msgspec.Raw
+
+
 _catalog_decoder = msgspec.msgpack.Decoder(Catalog)
+_counting_decoder = msgspec.msgpack.Decoder(_Counted)
 
 
 def encode_catalog(catalog: Catalog) -> bytes:
     return msgspec.msgpack.encode(catalog)
 
 
-def decode_catalog(payload: bytes) -> Catalog:
-    """Raises InvalidImage."""
+def decode_catalog(payload: bytes, most: int = 1 << 22) -> Catalog:
+    """Raises InvalidImage, also where it adds or removes more than ``most`` objects: before they take any memory."""
     try:
+        counted = _counting_decoder.decode(payload)
+        if max(_count(bytes(memoryview(raw)[:5])) for raw in (counted.added, counted.removed)) > most:
+            raise InvalidImage("a catalog names more objects than the image has room for")
         return _catalog_decoder.decode(payload)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise InvalidImage(f"a catalog record cannot be read: {error}") from error
+
+
+def _count(head: bytes) -> int:
+    """Items of a MessagePack array, from its first bytes; 0 for anything else."""
+    if head[0] & 0xF0 == 0x90:
+        return head[0] & 0x0F
+    return int.from_bytes(head[1 : {0xDC: 3, 0xDD: 5}.get(head[0], 1)], "big")

@@ -1,25 +1,377 @@
-"""One writer at a time: an advisory lock on the image's first volume, and a sentence about who holds it."""
+"""One writer at a time: an exclusive lock on the image's first volume, and a file beside it that says who holds it.
+
+    laptop.ferro         flock: decides within a machine, and ends with the process
+    laptop.ferro.lock    JSON: host, process, since when; touched every half minute while the lock is held
+
+Where other machines may use the file system too, flock may not reach them, and the file decides: another machine's
+holds while it is younger than three minutes by the file system's own clock.  An older one is taken over in one step.
+A holder that lost its lock, because it slept or was cut off, writes no more.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import os
+import stat
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Event, RLock, Thread
+from typing import Final, TypeVar
 
-from ferrotype.errors import Locked
+import msgspec
+
+from ferrotype.errors import DeviceError, Locked
+from ferrotype.objects.machine import THIS_MACHINE, Machine
+from ferrotype.stall import Beat, Patience, Storage
+from ferrotype.trouble import why
+from ferrotype.version import PROGRAM
+
+T = TypeVar("T")
+
+STALE: Final = 180.0  # seconds without a sign of life after which another machine's lock does not hold
+_REFRESH: Final = 30.0  # seconds between two signs of life
+_UNSURE: Final = 60.0  # seconds after which a shared lock is looked at again before something is written
+_SETTLE: Final = 1.0  # seconds for another machine that took the same stale lock to show itself
+_MAX_FILE: Final = 4096  # bytes a lock file may have
+_TRIES: Final = 20  # lock files that come and go while one is being made
 
 
-def lock_for_writing(fd: int, what: str) -> None:
+class Holder(msgspec.Struct, frozen=True):
+    """A process that writes to an image, as its lock file names it."""
+
+    host: str
+    machine: str
+    boot: str
+    processes: str
+    pid: int
+    started: int
+    program: str
+    since: str  # RFC 3339
+    token: str  # random: no two locks are the same
+
+    @classmethod
+    def here(cls, machine: Machine) -> Holder:
+        """This process, from now on."""
+        since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        pid, program = os.getpid(), PROGRAM
+        started = machine.started(pid) or 0
+        token = os.urandom(8).hex()
+        return cls(machine.host, machine.id, machine.boot, machine.processes, pid, started, program, since, token)
+
+    def is_here(self, machine: Machine) -> bool:
+        """Whether it is, or was, a process of this machine."""
+        if self.boot and self.boot == machine.boot:
+            return True
+        return bool(self.machine) and (self.machine, self.host) == (machine.id, machine.host)
+
+    def runs(self, machine: Machine) -> bool | None:
+        """Whether a process of this machine is still there; None where that cannot be seen from here."""
+        if self.boot != machine.boot:
+            return False
+        if self.processes != machine.processes:
+            return None
+        return machine.started(self.pid) == self.started
+
+    @property
+    def words(self) -> str:
+        return f"process {self.pid} ({_plain(self.program)}, on {_plain(self.host)}) since {_plain(self.since)}"
+
+
+def _plain(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text[:64])
+
+
+def lock_for_writing(fd: int, image: Path, machine: Machine = THIS_MACHINE) -> bool:
     """Take the writer's lock on an open file; it is released when the file is closed or the process ends.
 
-    Raises Locked, naming the holder where the kernel tells.
+    False where the file system has no such lock.  Raises Locked, naming the holder where that is known.
     """
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return machine.flock(fd)
     except BlockingIOError:
-        raise Locked(f"{what} is being written by {_holder(fd)}; wait for it to end, or stop it") from None
+        found = _look(lock_path(image))
+        if found is not None and found.holder is not None and _is_likely(found.holder, fd, machine):
+            who = found.holder.words
+        else:
+            who = _holder(fd)
+        raise Locked(f"{image} is being written by {who}; wait for it to end, or stop it") from None
+
+
+def _is_likely(holder: Holder, fd: int, machine: Machine) -> bool:
+    """Whether a lock file can be that of the process that has the lock: not one that was left behind."""
+    if holder.is_here(machine):
+        return holder.runs(machine) is not False
+    return not machine.is_local(fd)
+
+
+def lock_path(image: Path) -> Path:
+    """Where an image's lock file stands: beside the file itself, whatever links led to it."""
+    real = Path(os.path.realpath(image))
+    return real.with_name(f"{real.name}.lock")
+
+
+# ---------------------------------------------------------------------- the lock that is held
+
+
+class WriterLock:
+    """The right to write to an image, until ``release`` or the end of the process.  Use ``take``."""
+
+    def __init__(self, image: Path, machine: Machine, storage: Storage, *, local: bool) -> None:
+        self.path = lock_path(image)
+        self._storage = storage
+        self.holder = Holder.here(machine)
+        self._image = image
+        self._machine = machine
+        self._local = local
+        self._flocked = local
+        self._lost: str | None = None
+        self._named = False  # the lock file is this lock's own
+        self._seen = _now()  # when it last was
+        self._guard = RLock()
+        self._ended = Event()
+
+    @classmethod
+    def take(
+        cls, fd: int, image: Path, machine: Machine = THIS_MACHINE, patience: Patience | None = None
+    ) -> WriterLock:
+        """Hold the lock of an image whose first volume is open.  Raises Locked, or DeviceError."""
+        storage = Storage(image, patience or Patience())
+
+        def take(_: Beat) -> WriterLock:
+            storage.on(os.fstat(fd).st_dev)
+            flocked = lock_for_writing(fd, image, machine)
+            self = cls(image, machine, storage, local=flocked and machine.is_local(fd))
+            self._begin(flocked=flocked)
+            return self
+
+        return _first(storage, take)
+
+    @classmethod
+    def take_ahead(
+        cls, image: Path, machine: Machine = THIS_MACHINE, patience: Patience | None = None
+    ) -> WriterLock | None:
+        """Hold the lock of an image that is to be created, where its name alone keeps other machines away.
+
+        None on a local file system: there the new file itself is locked.
+        """
+        storage = Storage(image, patience or Patience())
+
+        def take_ahead(_: Beat) -> WriterLock | None:
+            folder = lock_path(image).parent
+            if machine.is_local(folder):
+                return None
+            storage.on(folder.stat().st_dev)
+            self = cls(image, machine, storage, local=False)
+            self._begin(flocked=False)
+            return self
+
+        return _first(storage, take_ahead)
+
+    def check(self, *, now: bool = False) -> None:
+        """Raises Locked where somebody else may be writing by now; ``now`` looks into the lock file first."""
+        if not self._local and (now or _now() - self._seen > _UNSURE):
+            self._storage.call(lambda _: self.refresh())
+            if self._lost is None and _now() - self._seen > STALE / 2:
+                self._lost = f"{self.path} could not be refreshed, so another machine may have taken it over"
+        if self._lost is not None:
+            raise Locked(f"{self._lost}; nothing more is written to {self._image}: start again")
+
+    def refresh(self) -> bool:
+        """Give a sign of life; whether the lock is still held."""
+        with self._guard:
+            if self._lost is not None or not self._named or self._ended.is_set():
+                return self._lost is None
+            try:
+                found = _look(self.path)
+                if found is not None and found.token == self.holder.token:
+                    self._touch()
+                    self._seen = _now()
+                elif found is not None:
+                    who = found.holder.words if found.holder else "somebody else"
+                    self._lost = f"{self.path} is that of {who} now"
+                elif not self._local:
+                    self._lost = f"{self.path} is gone"
+            except OSError:  # it cannot be told; ``check`` knows for how long
+                pass
+            return self._lost is None
+
+    def release(self) -> None:
+        """Let others write: the lock file goes.  The flock goes with the volume's file, which is closed next."""
+        self._ended.set()
+        with contextlib.suppress(DeviceError):  # it stays, and is taken over once it is old
+            self._storage.call(lambda _: self._remove())
+        self._storage.release()
+
+    def _remove(self) -> None:
+        with self._guard, contextlib.suppress(OSError):
+            if self._named and self._lost is None:
+                found = _look(self.path)
+                if found is not None and found.token == self.holder.token:
+                    self.path.unlink()
+            self._named = False
+
+    # ------------------------------------------------------------------ becoming the holder
+
+    def _begin(self, *, flocked: bool) -> None:
+        self._flocked = flocked
+        try:
+            self._named = self._make_file()
+        except OSError as error:
+            full = flocked and error.errno in (errno.ENOSPC, errno.EDQUOT)  # it must be possible to prune then
+            if not (self._local or full):
+                raise DeviceError(
+                    f"{self.path}, which keeps other machines from writing at the same time, cannot be made: "
+                    f"{why(error)}"
+                ) from error
+            self._local = True  # there is nothing but the flock to go by
+        if self._named:
+            weakref.finalize(self, self._ended.set)
+            Thread(target=_keep, args=(weakref.ref(self), self._ended), name="ferrotype-lock", daemon=True).start()
+
+    def _make_file(self) -> bool:
+        for _ in range(_TRIES):
+            try:
+                self._write_new(self.path)
+            except FileExistsError:
+                if not self._take_over():
+                    continue
+            if self._is_own():
+                return True
+        raise OSError(errno.EBUSY, "it comes and goes")
+
+    def _take_over(self) -> bool:
+        """Put an own lock file in place of a stale one; False where that is another one by now.  Raises Locked."""
+        own = self.path.with_name(f".{self.path.name}.{self.holder.token}")
+        touched = self._write_new(own)
+        try:
+            found = _look(self.path)
+            if found is None:
+                return False
+            self._refuse(found, touched - found.touched)
+            if _look(self.path) != found:
+                return False
+            own.rename(self.path)
+        finally:
+            own.unlink(missing_ok=True)
+        if not self._local:
+            time.sleep(_SETTLE)
+        return True
+
+    def _refuse(self, found: _Found, age: float) -> None:
+        """Raises Locked where the lock file that was found holds; its age is by the clock of its file system."""
+        if self._local:
+            return  # nobody has the flock: whoever made it is gone
+        holder = found.holder
+        runs = holder.runs(self._machine) if holder is not None and holder.is_here(self._machine) else None
+        if runs and holder is not None and holder.pid == os.getpid() and self._flocked:
+            return  # this process had it, and has let go of it
+        if runs or (runs is None and abs(age) < STALE):
+            who = holder.words if holder is not None else "somebody who is not named"
+            raise Locked(
+                f"{self._image} is being written by {who}, as {self.path.name} says; wait for it to end, or, if that "
+                f"process is gone, try again in three minutes"
+            )
+
+    def _is_own(self) -> bool:
+        """Whether the lock file is this lock's; on a shared file system another may have been quicker."""
+        found = _look(self.path)
+        if found is not None and found.token == self.holder.token:
+            self._seen = _now()
+            return True
+        return False
+
+    def _write_new(self, path: Path) -> float:
+        """A new lock file; its time by the clock of its file system.  Raises FileExistsError."""
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        try:
+            try:
+                return self._fill(fd)
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
+        finally:
+            os.close(fd)
+
+    def _touch(self) -> None:
+        fd = os.open(self.path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            if stat.S_ISREG(os.fstat(fd).st_mode):
+                self._fill(fd)
+        finally:
+            os.close(fd)
+
+    def _fill(self, fd: int) -> float:
+        """Write, rather than set a time: the time is then that of whoever keeps the file."""
+        os.pwrite(fd, msgspec.json.encode(self.holder) + b"\n", 0)
+        if not self._local:
+            os.fsync(fd)
+        return os.fstat(fd).st_mtime
+
+
+def _first(storage: Storage, take: Callable[[Beat], T]) -> T:
+    """Take a lock on storage that may not answer."""
+    try:
+        return storage.call(take)
+    except BaseException:
+        storage.release()
+        raise
+
+
+def _keep(lock: weakref.ref[WriterLock], ended: Event) -> None:
+    """Refresh a lock until it is released, lost or forgotten."""
+    while not ended.wait(_REFRESH):
+        held = lock()
+        if held is None or not held.refresh():
+            return
+        del held
+
+
+def _now() -> float:
+    """Seconds that go on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+# ---------------------------------------------------------------------- what stands in a lock file
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A lock file: who made it, if it says so, and when it was last touched by the clock of its file system."""
+
+    holder: Holder | None
+    touched: float
+    inode: int
+
+    @property
+    def token(self) -> str | None:
+        return self.holder.token if self.holder is not None else None
+
+
+def _look(path: Path) -> _Found | None:
+    """What stands at the path of a lock file; None for nothing.  Follows no link, waits for nothing."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
+    holder = None
+    with contextlib.suppress(OSError, msgspec.MsgspecError, ValueError, RecursionError):
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(fd)
+            data = os.read(fd, _MAX_FILE + 1) if stat.S_ISREG(status.st_mode) else b""
+        finally:
+            os.close(fd)
+        if len(data) <= _MAX_FILE:
+            holder = msgspec.json.decode(data, type=Holder)
+    return _Found(holder, status.st_mtime, status.st_ino)
+
+
+# ---------------------------------------------------------------------- what the kernel knows of a holder
 
 
 def _holder(fd: int) -> str:

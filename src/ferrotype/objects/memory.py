@@ -40,7 +40,7 @@ class MemoryStore:
     def flush(self) -> None:
         pass
 
-    def check(self, name: str, /) -> None:
+    def check(self, name: str, /, *, from_medium: bool = False) -> None:  # noqa: ARG002
         self._object(name)
 
     def refresh(self) -> bool:

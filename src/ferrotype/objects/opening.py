@@ -15,7 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from ferrotype.errors import CorruptObject, DeviceError, InvalidImage, UnsupportedError
+from ferrotype.errors import CorruptObject, DeviceError, FerrotypeError, InvalidImage, UnsupportedError
+from ferrotype.objects.heads import read_settled
 from ferrotype.objects.layout import (
     ANCHORS_AT,
     BLOCK,
@@ -33,10 +34,16 @@ from ferrotype.objects.reading import Records, VolumeMissing
 from ferrotype.units import MiB
 
 _MAX_CATALOG: Final = 256 * MiB  # a catalog of two million objects stays under this
+_MAX_ENTRIES: Final = 4 << 20  # objects that one catalog adds: as many as fit, with the names that are in use
+_MAX_ENTRY: Final = 160  # bytes that an object takes in a catalog, as one added and one removed
+_SPACE: Final = 4096  # bytes, and objects, that a catalog may have in the smallest file
 MAX_CHAIN: Final = 24  # catalogs read at an opening before everything is written down afresh
 
 _EMPTY: Final = Place(0, RECORDS_AT)  # where the first record of an image goes
 
+_DAMAGE: Final = (InvalidImage, CorruptObject)
+
+Errors = tuple[type[FerrotypeError], ...]
 Warn = Callable[[str], None]
 
 
@@ -52,6 +59,7 @@ class State:
     added: dict[str, CatalogEntry] = field(default_factory=dict)  # taken up from behind the newest catalog
     tail: Place = field(default=_EMPTY)  # where the next record goes
     sound: bool = True  # the newest anchor led to its catalog
+    unanchored: bool = False  # records stand behind the catalog that an anchor led to
 
 
 def load(records: Records, *, writable: bool, warn: Warn) -> State:
@@ -61,34 +69,52 @@ def load(records: Records, *, writable: bool, warn: Warn) -> State:
     be known and are not.
     """
     anchors = _anchors(records, warn)
-    state = _anchored(records, anchors, warn)
+    # What cannot be read may be read another time: a writer that went on from an older state would lose what is newer.
+    bearable = _DAMAGE if writable else (*_DAMAGE, DeviceError)
+    state = _anchored(records, anchors, bearable, warn)
     start = state.tail if state.chain else Place(0, RECORDS_AT)
-    _take_up(records, state, start, max((a.sequence for a in anchors), default=-1), writable=writable, warn=warn)
+    durable = max((a.sequence for a in anchors), default=-1)
+    _take_up(records, state, start, durable, bearable, writable=writable, warn=warn)
     state.generation = anchors[0].generation if anchors else 0
     return state
 
 
 def _anchors(records: Records, warn: Warn) -> list[Anchor]:
     """The whole anchors, newest first."""
-    found = []
+    found, blank = [], []
     for at in ANCHORS_AT:
-        block = records.files[0].read(at, BLOCK)
+        block = read_settled(records.files[0], at, lambda block: _is_clean(block, records.uuid))
         anchor = Anchor.read(block, records.uuid)
-        used = Anchor.SIZE if anchor else 0  # one that was never written is all zeros
         if anchor:
             found.append(anchor)
-        if block.count(0, used) != BLOCK - used:
+        elif not any(block):
+            blank.append(at)
+        if not _is_clean(block, records.uuid):
             warn(f"{records.path}: the anchor at byte {at} is damaged; the other one is used where it is not enough")
+    # In one file each anchor was durable before the next one was written, so from the second on none can be missing.
+    if blank and found and found[0].generation > 1 and len(records.files) == 1:
+        warn(f"{records.path}: the anchor at byte {blank[0]} is lost; the other one leads to everything")
     return sorted(found, key=lambda a: a.generation, reverse=True)
 
 
-def _anchored(records: Records, anchors: list[Anchor], warn: Warn) -> State:
+def _is_clean(block: bytes, uuid: bytes) -> bool:
+    """Whether nothing stands in the block but an anchor; one that was never written is all zeros."""
+    used = Anchor.SIZE if Anchor.read(block, uuid) else 0
+    return block.count(0, used) == BLOCK - used
+
+
+def anchor_blocks(records: Records) -> tuple[bytes, ...]:
+    """The bytes that change with every newer state."""
+    return tuple(records.files[0].read(at, BLOCK) for at in ANCHORS_AT)
+
+
+def _anchored(records: Records, anchors: list[Anchor], bearable: Errors, warn: Warn) -> State:
     for number, anchor in enumerate(anchors):
         try:
             state = _chained(records, Place(anchor.volume, anchor.offset), anchor.sequence, warn)
         except VolumeMissing:
             raise
-        except (InvalidImage, CorruptObject, DeviceError) as error:
+        except bearable as error:
             warn(f"{records.path}: {error}; an older state is used")
             continue
         state.sound = number == 0
@@ -102,12 +128,14 @@ def _anchored(records: Records, anchors: list[Anchor], warn: Warn) -> State:
 def _chained(records: Records, place: Place, sequence: int, warn: Warn) -> State:
     """What a catalog and those it adds to say together.  Raises where any of them is not whole."""
     chain: list[tuple[CatalogEntry, Catalog]] = []
+    named = 0
     wanted: tuple[int, int, int] | None = (place.volume, place.offset, sequence)
     while wanted is not None:
-        if len(chain) > 4 * MAX_CHAIN:
+        if len(chain) > 4 * MAX_CHAIN or named > 2 * _MAX_ENTRIES:
             raise InvalidImage("more catalogs than any image needs", offset=wanted[1])
         entry, catalog = _catalog(records, Place(wanted[0], wanted[1]), wanted[2], warn)
         chain.append((entry, catalog))
+        named += len(catalog.added) + len(catalog.removed)
         if catalog.previous is not None and catalog.previous[2] >= entry.sequence:
             raise InvalidImage("the catalogs refer to each other in a circle", offset=wanted[1])
         wanted = catalog.previous
@@ -136,14 +164,15 @@ def _catalog(records: Records, place: Place, sequence: int, warn: Warn) -> tuple
     if header is None or header.kind != Kind.CATALOG or header.sequence != sequence:
         raise InvalidImage("a catalog record is missing", offset=place.offset)
     entry = CatalogEntry("", place.volume, place.offset, header.length, header.sequence)
-    if header.length > _MAX_CATALOG or not records.inside(entry):
+    blocks = sum(file.size() for file in records.files) // BLOCK  # an object takes one of them at least
+    if header.length > min(_MAX_CATALOG, _SPACE + blocks * _MAX_ENTRY) or not records.inside(entry):
         raise InvalidImage("a catalog is larger than any image needs, or cut short", offset=place.offset)
     payload = records.payload(entry, 0, entry.length)
     if checksum(payload) != header.payload_check:
         raise CorruptObject("catalog", "its checksum is wrong")
     if not records.padding_is_zero(entry):
         warn(f"{records.path}: the bytes behind the catalog at {place.offset} are damaged; they hold nothing")
-    return entry, decode_catalog(payload)
+    return entry, decode_catalog(payload, min(_MAX_ENTRIES, _SPACE + blocks))
 
 
 def _drop_overwritten(records: Records, state: State, warn: Warn) -> None:
@@ -155,15 +184,18 @@ def _drop_overwritten(records: Records, state: State, warn: Warn) -> None:
         warn(f"{records.path}: {len(gone)} objects of the older state are no longer stored, {gone[0]} among them")
 
 
-def _take_up(records: Records, state: State, start: Place, durable: int, *, writable: bool, warn: Warn) -> None:
+def _take_up(
+    records: Records, state: State, start: Place, durable: int, bearable: Errors, *, writable: bool, warn: Warn
+) -> None:
     """Add what stands behind the newest catalog; ``durable`` is the newest sequence number known to be flushed."""
     found: list[tuple[CatalogEntry, int]] = []
     for entry, header in records.scan(start, prove=writable):
         if Kind.FILLER < header.kind < Kind.PARITY:
             raise UnsupportedError(f"a record of kind {header.kind} is not known; use a newer ferrotype")
         found.append((entry, header.kind))
+    state.unanchored = bool(found)
     catalogs = [entry for entry, kind in found if kind == Kind.CATALOG]
-    _adopt_newest(records, state, catalogs, warn)
+    _adopt_newest(records, state, catalogs, bearable, warn)
     durable = max([durable, state.sequence, *(entry.sequence for entry in catalogs)])
     counted = durable
     for entry, kind in sorted(found, key=lambda item: item[0].sequence):
@@ -179,7 +211,9 @@ def _take_up(records: Records, state: State, start: Place, durable: int, *, writ
     state.sequence = max([durable, *(entry.sequence for entry, _ in found)])
 
 
-def _adopt_newest(records: Records, state: State, catalogs: list[CatalogEntry], warn: Warn) -> None:
+def _adopt_newest(
+    records: Records, state: State, catalogs: list[CatalogEntry], bearable: Errors, warn: Warn
+) -> None:
     """Go on to the newest whole catalog that the scan found, where it is newer than the one in use."""
     for entry in sorted(catalogs, key=lambda e: e.sequence, reverse=True):
         if entry.sequence <= state.sequence:
@@ -188,7 +222,7 @@ def _adopt_newest(records: Records, state: State, catalogs: list[CatalogEntry], 
             newer = _chained(records, entry.place, entry.sequence, warn)
         except VolumeMissing:
             raise
-        except (InvalidImage, CorruptObject, DeviceError) as error:
+        except bearable as error:
             warn(f"{records.path}: {error}; an older state is used")
             state.sound = False
             continue

@@ -12,15 +12,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import xxhash
 
 from ferrotype.errors import CorruptObject, DeviceError
-from ferrotype.objects.layout import BLOCK, RECORDS_AT, CatalogEntry, Kind, Place, RecordHeader
+from ferrotype.objects.layout import BLOCK, RECORD_MAGIC, RECORDS_AT, CatalogEntry, Kind, Place, RecordHeader
 from ferrotype.objects.volumes import VolumeFile, volume_path
 from ferrotype.units import MiB
 
 READ_SIZE: Final = 4 * MiB  # bytes a checksum is computed over at a time
 Files = list[VolumeFile]
+
+_WINDOW: Final = MiB  # bytes searched for a record at a time; whole blocks
+_DOUBT: Final = 4  # times the size of an image that damaged payloads are read
+_MAGIC: Final = np.frombuffer(RECORD_MAGIC, np.uint64)[0]
 
 _SMALL: Final = 8 * MiB  # larger payloads are not proven at an opening for reading: their own layer proves them
 
@@ -55,6 +60,8 @@ class Records:
         return entry.offset >= RECORDS_AT and entry.length >= 0 and end <= self.files[entry.volume].size()
 
     def payload(self, entry: CatalogEntry, offset: int, length: int) -> bytes:
+        if entry.volume >= len(self.files):  # of a state that another thread has gone on from
+            raise CorruptObject(entry.name or "catalog", "its volume is not there any more")
         data = self.files[entry.volume].read(entry.offset + RecordHeader.SIZE + offset, length)
         if len(data) != length:
             raise CorruptObject(entry.name or "catalog", "the image file ends before it does")
@@ -86,20 +93,25 @@ class Records:
         """Whole records from ``start`` to the end of the last volume; what is damaged is stepped over.
 
         With ``prove`` every payload is read and compared with its checksum, otherwise only the small ones are.
+        Damaged payloads are read up to a few times the bytes there are: more are in an image that was made for harm.
         """
+        doubt = _DOUBT * sum(file.size() for file in self.files) + MiB
         for volume in range(start.volume, len(self.files)):
             offset = start.offset if volume == start.volume else RECORDS_AT
             size = self.files[volume].size()
             while offset < size:
                 header = self.header(Place(volume, offset))
                 if header is None:
-                    offset += BLOCK
+                    offset = next_magic(self.files[volume], offset + BLOCK, size) or size
                     continue
                 entry = CatalogEntry(header.text, volume, offset, header.length, header.sequence)
-                if self.inside(entry) and self._proven(entry, header, prove):
-                    yield entry, header
-                    offset += entry.span
-                elif self.header(Place(volume, offset + entry.span)):  # only this one is damaged, or was deleted
+                if self.inside(entry) and (doubt > 0 or header.kind == Kind.FILLER):
+                    if self._proven(entry, header, prove):
+                        yield entry, header
+                        offset += entry.span
+                        continue
+                    doubt -= entry.length
+                if self.header(Place(volume, offset + entry.span)):  # only this one is damaged, or was deleted
                     offset += entry.span
                 else:
                     offset += BLOCK
@@ -108,3 +120,17 @@ class Records:
         if header.kind == Kind.FILLER or (not prove and header.length > _SMALL):
             return True
         return self.payload_checksum(entry) == header.payload_check
+
+
+def next_magic(file: VolumeFile, start: int, end: int) -> int | None:
+    """Where the next block that begins like a record does stands in [start, end); holes are stepped over."""
+    at = start
+    while at < end:
+        at = max(at, file.data_from(at) // BLOCK * BLOCK)
+        data = file.read(at, min(_WINDOW, max(end - at, 0)))
+        blocks = np.frombuffer(data, np.uint64, len(data) // 8)[:: BLOCK // 8]
+        hits = np.flatnonzero(blocks == _MAGIC)
+        if len(hits):
+            return at + int(hits[0]) * BLOCK
+        at += _WINDOW
+    return None

@@ -7,17 +7,28 @@ Everything a container does to storage goes through ``VolumeFile``; tests put a 
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from ferrotype.errors import DeviceError, Locked, WriteError
-from ferrotype.linux import punch_hole
+from ferrotype.linux import is_local, next_data, punch_hole, rename_new, write_back
 from ferrotype.objects import Bytes
 from ferrotype.objects.lock import lock_for_writing
+from ferrotype.stall import Beat, Patience, Storage
+from ferrotype.trouble import why, why_not_written
+from ferrotype.units import KiB, MiB
 
 _IOV_MAX: Final = 1024  # buffers the kernel takes in one call
+_STEP: Final = 2 * MiB  # bytes moved by one call: a slow stick takes less than a second for them
+_PUSH: Final = 256 * KiB  # bytes written at once that are worth starting to store
+_UNDER_WAY: Final = 32 * MiB  # bytes
+
+T = TypeVar("T")
 
 
 class VolumeFile(Protocol):
@@ -32,6 +43,9 @@ class VolumeFile(Protocol):
 
     def size(self) -> int: ...
 
+    def data_from(self, offset: int, /) -> int:
+        """Where the next byte may be that is no hole: ``offset`` if that is not known, the size if there is none."""
+
     def allocated(self) -> int:
         """Bytes of storage the file takes up."""
 
@@ -43,6 +57,12 @@ class VolumeFile(Protocol):
     def publish(self, path: Path, /) -> None:
         """A created file takes its name, durably."""
 
+    def remove(self) -> None:
+        """The file loses its name, durably; it stays open."""
+
+    def distrust(self) -> None:
+        """What is read next comes from the storage, not from memory that a failed ``sync`` may have left behind."""
+
     def fileno(self) -> int: ...
 
     def close(self) -> None:
@@ -50,99 +70,233 @@ class VolumeFile(Protocol):
 
 
 class PosixFile:
-    """A plain file through positional system calls."""
+    """A plain file through positional system calls, none of which waits for ever.
 
-    def __init__(self, path: Path, *, writable: bool, create: bool = False) -> None:
+    Whatever changes the file is done by way of ``Storage``; so is reading, but from this machine's own file systems.
+    """
+
+    def __init__(self, path: Path, *, writable: bool, create: bool = False, patience: Patience | None = None) -> None:
         self.path = path
         self._unpublished = path.with_name(f".{path.name}.new") if create else None
+        self._storage = Storage(path, patience or Patience())
+        self._pushed: deque[tuple[int, int]] = deque()  # ranges that the kernel was told to store, perhaps under way
+        self._failed = ""  # why something that was written could not be stored
         flags = os.O_CLOEXEC | (os.O_RDWR if writable else os.O_RDONLY) | (os.O_CREAT if create else 0)
         try:
-            self._fd = os.open(self._unpublished or path, flags, 0o600)
+            self._fd, device, self._local = self._storage.call(
+                lambda _: _open(self._unpublished or path, flags), DeviceError, late=lambda found: os.close(found[0])
+            )
+            self._storage.on(device)
+            if self._unpublished is not None:
+                self._claim(self._unpublished)
         except OSError as error:
-            raise DeviceError(f"{path} cannot be {'created' if create else 'opened'}: {error.strerror}") from error
-        if self._unpublished is not None:
-            self._claim(self._unpublished)
+            self._storage.release()
+            raise DeviceError(f"{path} cannot be {'created' if create else 'opened'}: {why(error)}") from error
+        except DeviceError:
+            self._storage.release()
+            raise
 
     def _claim(self, unpublished: Path) -> None:
         """Make the new file this process's own, be it left from one that was cut, before anything in it is lost."""
-        try:
-            lock_for_writing(self._fd, str(self.path))
+
+        def claim(_: Beat) -> None:
+            lock_for_writing(self._fd, self.path)
             if os.fstat(self._fd).st_ino != unpublished.stat().st_ino:
                 raise Locked(f"{self.path} is being created by another process")
             os.ftruncate(self._fd, 0)
-        except (OSError, Locked) as error:
-            os.close(self._fd)
-            if isinstance(error, Locked):
-                raise
-            raise DeviceError(f"{self.path} cannot be created: {error.strerror}") from error
+
+        try:
+            self._storage.call(claim)
+        except BaseException:
+            self._unpublished = None
+            self.close()
+            raise
 
     def read(self, offset: int, length: int, /) -> bytes:
         try:
-            data = os.pread(self._fd, length, offset)
-            while len(data) < length and (more := os.pread(self._fd, length - len(data), offset + len(data))):
-                data += more
+            return self._ask(lambda beat: self._read(offset, length, beat))
         except OSError as error:
-            raise DeviceError(f"{self.path}: reading at {offset} failed: {error.strerror}") from error
+            raise DeviceError(f"{self.path}: reading at {offset} failed: {why(error)}") from error
+
+    def _read(self, offset: int, length: int, beat: Beat) -> bytes:
+        step = length if self._local else _STEP
+        data = os.pread(self._fd, min(length, step), offset)
+        while len(data) < length and (more := os.pread(self._fd, min(length - len(data), step), offset + len(data))):
+            data += more
+            beat()
         return data
 
     def write(self, offset: int, parts: Sequence[Bytes], /) -> None:
+        length = sum(map(len, parts))
         try:
-            for first in range(0, len(parts), _IOV_MAX):
-                group = parts[first : first + _IOV_MAX]
-                length = sum(map(len, group))
-                done = os.pwritev(self._fd, group, offset)
-                if done < length:  # rare: a signal, or a file system about to be full
-                    rest = memoryview(b"".join(group))[done:]
-                    while rest:
-                        rest = rest[os.pwrite(self._fd, rest, offset + length - len(rest)) :]
-                offset += length
+            self._storage.call(lambda beat: self._write(offset, parts, beat), WriteError)
         except OSError as error:
-            raise WriteError(f"{self.path}: writing at {offset} failed: {error.strerror}") from error
+            reason = why_not_written(error, self._fd, offset + length, length, image=True)
+            raise WriteError(f"{self.path}: writing at {offset} failed: {reason}") from error
+        if length >= _PUSH:
+            self._push(offset, length)
+
+    def _write(self, offset: int, parts: Sequence[Bytes], beat: Beat) -> None:
+        for group in _steps(parts):
+            length = sum(map(len, group))
+            done = os.pwritev(self._fd, group, offset)
+            if done < length:  # rare: a signal, or a file system about to be full
+                rest = memoryview(b"".join(group))[done:]
+                while rest:
+                    rest = rest[os.pwrite(self._fd, rest, offset + length - len(rest)) :]
+            offset += length
+            beat()
+
+    def _push(self, offset: int, length: int) -> None:
+        """Have the range stored soon, and wait for those long before.
+
+        So a sync never has much left to do, and what a slow stick takes minutes to store does not fill the memory.
+        """
+
+        def push(beat: Beat) -> None:
+            if write_back(self._fd, offset, length, wait=False):
+                self._pushed.append((offset, length))
+            self._settle(beat, leave=_UNDER_WAY)
+
+        self._stored(push)
+
+    def _settle(self, beat: Beat, leave: int = 0) -> None:
+        """Wait until no more than ``leave`` bytes are under way."""
+        while sum(length for _, length in self._pushed) > leave:
+            start, length = self._pushed.popleft()
+            for at in range(start, start + length, _STEP):
+                write_back(self._fd, at, min(_STEP, start + length - at), wait=True)
+                beat()
 
     def sync(self) -> None:
-        try:
+        def sync(beat: Beat) -> None:
+            self._settle(beat)
             os.fdatasync(self._fd)
+
+        self._stored(sync)
+
+    def _stored(self, work: Callable[[Beat], None]) -> None:
+        """Do what tells whether earlier writes reached the storage.
+
+        The kernel says only once that they did not, and a later sync would succeed: so the first failure is final.
+        """
+        if self._failed:
+            raise WriteError(f"{self.path}: earlier writes could not be stored: {self._failed}")
+        try:
+            self._storage.call(work, WriteError)
         except OSError as error:
-            raise WriteError(f"{self.path}: flushing failed: {error.strerror}") from error
+            self._failed = why(error)
+            raise WriteError(f"{self.path}: what was written could not be stored: {self._failed}") from error
 
     def size(self) -> int:
-        return os.fstat(self._fd).st_size
+        return self._ask(lambda _: os.fstat(self._fd)).st_size
+
+    def data_from(self, offset: int, /) -> int:
+        return self._ask(lambda _: next_data(self._fd, offset))
 
     def allocated(self) -> int:
-        return os.fstat(self._fd).st_blocks * 512
+        return self._ask(lambda _: os.fstat(self._fd)).st_blocks * 512
 
     def truncate(self, size: int, /) -> None:
         try:
-            os.ftruncate(self._fd, size)
+            self._storage.call(lambda _: os.ftruncate(self._fd, size), WriteError)
         except OSError as error:
-            raise WriteError(f"{self.path}: cutting to {size} bytes failed: {error.strerror}") from error
+            raise WriteError(f"{self.path}: cutting to {size} bytes failed: {why(error)}") from error
 
     def punch(self, offset: int, length: int, /) -> bool:
         try:
-            return punch_hole(self._fd, offset, length)
+            return self._storage.call(lambda _: punch_hole(self._fd, offset, length), WriteError)
         except OSError as error:
-            raise WriteError(f"{self.path}: punching a hole at {offset} failed: {error.strerror}") from error
+            raise WriteError(f"{self.path}: punching a hole at {offset} failed: {why(error)}") from error
 
     def publish(self, path: Path, /) -> None:
-        if self._unpublished is None:
+        unpublished = self._unpublished
+        if unpublished is None:
             return
-        try:
-            self._unpublished.rename(path)
+
+        def publish(_: Beat) -> None:
+            rename_new(unpublished, path)
+            self._unpublished = None
             _sync_folder(path.parent)
+
+        try:
+            self._storage.call(publish, WriteError)
+        except FileExistsError:
+            raise WriteError(f"{path} exists by now and is not touched; choose another name") from None
         except OSError as error:
-            raise WriteError(f"{path} cannot be created: {error.strerror}") from error
+            raise WriteError(f"{path} cannot be created: {why(error)}") from error
+
+    def remove(self) -> None:
+        def remove(_: Beat) -> None:
+            (self._unpublished or self.path).unlink()
+            _sync_folder(self.path.parent)
+
+        try:
+            self._storage.call(remove, WriteError)
+        except OSError as error:
+            raise WriteError(f"{self.path} cannot be deleted: {why(error)}") from error
         self._unpublished = None
+
+    def distrust(self) -> None:
+        with contextlib.suppress(OSError):  # a wish: where it cannot be granted, reading is all that can be done
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def fileno(self) -> int:
         return self._fd
 
     def close(self) -> None:
-        if self._fd < 0:
+        fd, self._fd = self._fd, -1
+        unpublished, self._unpublished = self._unpublished, None
+        if fd < 0:
             return
-        os.close(self._fd)
-        self._fd = -1
-        if self._unpublished is not None:
-            self._unpublished.unlink(missing_ok=True)
+
+        def end() -> None:
+            if unpublished is not None:  # while it is locked: afterwards it may be another's
+                unpublished.unlink(missing_ok=True)
+            os.close(fd)
+
+        if self._storage.lost:
+            self._storage.afterwards(end)  # a call may still use the descriptor
+        else:
+            with contextlib.suppress(OSError, DeviceError):  # nothing that counts depends on it any more
+                self._storage.call(lambda _: end())
+        self._storage.release()
+
+    def _ask(self, work: Callable[[Beat], T]) -> T:
+        """An answer that a local file system gives from memory, or soon."""
+        if self._local and not self._storage.lost:
+            return work(_no_beat)
+        return self._storage.call(work)
+
+
+def _no_beat() -> None:
+    pass
+
+
+def _open(path: Path, flags: int) -> tuple[int, int, bool]:
+    """Descriptor, device, and whether the file system is this machine's own."""
+    fd = os.open(path, flags, 0o600)
+    try:
+        return fd, os.fstat(fd).st_dev, is_local(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _steps(parts: Sequence[Bytes]) -> Iterator[list[memoryview]]:
+    """The parts, cut and put together for calls of at most ``_STEP`` bytes."""
+    group: list[memoryview] = []
+    room = _STEP
+    for part in parts:
+        rest = memoryview(part)
+        while rest:
+            group.append(rest[:room])
+            rest, room = rest[room:], room - len(group[-1])
+            if not room or len(group) == _IOV_MAX:
+                yield group
+                group, room = [], _STEP
+    if group:
+        yield group
 
 
 def _sync_folder(folder: Path) -> None:
@@ -164,8 +318,16 @@ class Opener(Protocol):
     def __call__(self, path: Path, /, *, writable: bool, create: bool = False) -> VolumeFile: ...
 
 
-def remove_volume(image: Path, volume: int) -> None:
-    """Delete the file of one volume and make that durable."""
-    path = volume_path(image, volume)
-    path.unlink()
-    _sync_folder(path.parent)
+@dataclass(frozen=True, slots=True)
+class PatientOpener:
+    """Opens plain files that all have the same patience with their storage."""
+
+    patience: Patience
+
+    def __call__(self, path: Path, /, *, writable: bool, create: bool = False) -> PosixFile:
+        return PosixFile(path, writable=writable, create=create, patience=self.patience)
+
+
+def patience_of(opener: Opener) -> Patience:
+    """The patience with what stands beside the volumes."""
+    return opener.patience if isinstance(opener, PatientOpener) else Patience()

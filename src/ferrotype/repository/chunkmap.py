@@ -19,7 +19,7 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ferrotype.errors import CorruptChunk, IntegrityError
+from ferrotype.errors import CorruptChunk, DeviceError, FerrotypeError, IntegrityError, StoreError
 from ferrotype.repository.sealing import ID_SIZE, ZERO_ID, ChunkId
 
 PAGE_IDS: Final = 1024
@@ -36,7 +36,7 @@ class MapPage:
     first: int
     count: int
     ids: NDArray[np.void] | None
-    error: IntegrityError | None
+    error: FerrotypeError | None
 
 
 class PageReader(Protocol):
@@ -128,23 +128,26 @@ class ChunkMap:
                 low, high = max(first, base), min(end, base + PAGE_IDS, self.cells)
                 yield low, np.frombuffer(content, f"V{ID_SIZE}")[low - base : high - base]
 
-    def walk(self, skip: Callable[[ChunkId], bool]) -> Iterator[MapPage]:
-        """Every page of the tree, parents first.  A page whose id ``skip`` accepts is left out with all below.
+    def walk(self, skip: Callable[[ChunkId], bool], known: ChunkMap | None = None) -> Iterator[MapPage]:
+        """Every page of the tree, parents first.  A page whose id ``skip`` accepts is left out with all below, and
+        so is one that ``known`` has in the same place.
 
         A page that cannot be read comes with ``ids`` None and the error.
         """
-        yield from self._walk(self._levels, 0, skip)
+        yield from self._walk(self._levels, 0, skip, known)
 
-    def _walk(self, level: int, number: int, skip: Callable[[ChunkId], bool]) -> Iterator[MapPage]:
+    def _walk(
+        self, level: int, number: int, skip: Callable[[ChunkId], bool], known: ChunkMap | None
+    ) -> Iterator[MapPage]:
         page_id = self._page_id(level, number)
-        if page_id == ZERO_ID or skip(page_id):
+        if page_id == ZERO_ID or skip(page_id) or (known is not None and known.has(level, number, page_id)):
             return
         span = PAGE_IDS**level
         first = number * span * PAGE_IDS
         count = min(span * PAGE_IDS, self.cells - first)
         try:
             content = self._page(level, number)
-        except IntegrityError as error:
+        except (IntegrityError, DeviceError, StoreError) as error:
             yield MapPage(page_id, level, first, count, None, error)
             return
         if content is None:
@@ -152,7 +155,16 @@ class ChunkMap:
         yield MapPage(page_id, level, first, count, np.frombuffer(content, f"V{ID_SIZE}"), None)
         if level:
             for child in self._children(level, number):
-                yield from self._walk(level - 1, child, skip)
+                yield from self._walk(level - 1, child, skip, known)
+
+    def has(self, level: int, number: int, page_id: ChunkId) -> bool:
+        """Whether that page stands in that place; False where its parents cannot be read."""
+        if level > self._levels or number * PAGE_IDS ** (level + 1) >= self.cells:
+            return False
+        try:
+            return self._page_id(level, number) == page_id
+        except (IntegrityError, DeviceError, StoreError):
+            return False
 
     def _data_pages(self, level: int, number: int, first: int, end: int) -> Iterator[int]:
         """Numbers of bottom pages in [first, end) under a page that are not zero."""

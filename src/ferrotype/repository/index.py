@@ -36,6 +36,9 @@ PAGE_ENTRIES: Final = 1024
 _KIND: Final = "index"
 _MAGIC: Final = b"FIDX"
 _MAX_DIRECTORY: Final = 1 << 30
+_MOST_ALIKE: Final = (
+    1024  # entries that share the leading bytes of their ids: made-up ones could make lookups endless
+)
 
 ENTRY: Final = np.dtype([("id", f"V{ID_SIZE}"), ("pack", "<u4"), ("offset", "<u4"), ("length", "<u4")])
 Entries = NDArray[np.void]
@@ -113,6 +116,8 @@ def build_segment(entries: Entries, packs: Sequence[str], sealer: Sealer, salt: 
 
 
 _PIECE: Final = 8 << 20
+_MOST_RATIO: Final = 8  # bytes of plaintext for one that is stored; hashes do not compress, names of packs do by half
+_LEAST_ROOM: Final = 64 << 10
 
 
 def seal_long(sealer: Sealer, object_id: bytes, plain: bytes) -> bytes:
@@ -124,15 +129,24 @@ def seal_long(sealer: Sealer, object_id: bytes, plain: bytes) -> bytes:
     return b"".join(out)
 
 
-def open_long(sealer: Sealer, object_id: bytes, sealed: bytes) -> bytes:
-    """What ``seal_long`` sealed.  Raises CorruptChunk."""
-    view, out, number = memoryview(sealed), [], 0
-    while view:
-        length = int.from_bytes(view[:4], "little")
-        if length > len(view) - 4:
+def open_long(sealer: Sealer, object_id: bytes, read: Callable[[int, int], bytes], length: int) -> bytes:
+    """What ``seal_long`` sealed into ``length`` bytes, ``read`` (offset, length) piece by piece.
+
+    Raises CorruptChunk, also where it unpacks to far more than a directory does: before that takes any memory.
+    """
+    out: list[bytes] = []
+    at = number = 0
+    room = _LEAST_ROOM + _MOST_RATIO * length
+    while at < length:
+        size = int.from_bytes(read(at, min(4, length - at)), "little")
+        at += 4
+        if size > length - at:
             raise CorruptChunk(object_id, "a piece is cut short")
-        out.append(sealer.open(object_id + number.to_bytes(4, "little"), view[4 : 4 + length]))
-        view, number = view[4 + length :], number + 1
+        out.append(sealer.open(object_id + number.to_bytes(4, "little"), read(at, size)))
+        room -= len(out[-1])
+        if room < 0:
+            raise CorruptChunk(object_id, "it unpacks to more than it can hold")
+        at, number = at + size, number + 1
     return b"".join(out)
 
 
@@ -204,6 +218,7 @@ class Segment:
             self._first_list = self._firsts.tolist()
         key = int.from_bytes(chunk_id[:8], "big")
         number = bisect.bisect_right(self._first_list, key) - 1
+        alike = 0
         while number >= 0:
             page = self.page(number)
             at = int(np.searchsorted(_page_keys(page), key))
@@ -212,6 +227,9 @@ class Segment:
                     entry: np.void = page[at]
                     return entry
                 at += 1
+                alike += 1
+                if alike > _MOST_ALIKE:
+                    raise CorruptObject(self.name, "more of its entries look alike than can be by chance")
             if self._first_list[number] != key:
                 return None
             number -= 1  # the same leading bytes may begin on the page before
@@ -252,11 +270,14 @@ class Segment:
             plain = self._sealer.open(page_hash, frame)
         except CorruptChunk as error:
             raise CorruptObject(self.name, f"page {number} cannot be opened") from error
-        if self._sealer.object_id(_KIND, plain) != page_hash or len(plain) % ENTRY.itemsize or not plain:
+        entries = min(PAGE_ENTRIES, self.count - number * PAGE_ENTRIES)
+        if self._sealer.object_id(_KIND, plain) != page_hash or len(plain) != entries * ENTRY.itemsize:
             raise CorruptObject(self.name, f"page {number} does not match its hash")
         page = np.frombuffer(plain, ENTRY)
         if int(page["pack"].max()) >= len(self.packs):
             raise CorruptObject(self.name, f"page {number} refers to a pack that is not listed")
+        if int(page["length"].max()) > MAX_PLAIN + self._sealer.overhead:
+            raise CorruptObject(self.name, f"page {number} names a frame that is longer than any")
         return page
 
 
@@ -270,23 +291,34 @@ def _open_directory(store: ObjectStore, name: str, sealer: Sealer) -> tuple[Segm
         raise CorruptObject(name, "it is cut short")
     header = SegmentHeader.unpack(store.get(name, 0, SegmentHeader.SIZE))
     start = SegmentHeader.SIZE + header.directory_length
-    if header.magic != _MAGIC or header.version != 1 or header.directory_length > _MAX_DIRECTORY or start > size:
+    pages = -(-header.count // PAGE_ENTRIES)
+    if (
+        header.magic != _MAGIC
+        or header.version != 1
+        or header.directory_length > _MAX_DIRECTORY
+        or start + header.count * ENTRY.itemsize + pages * sealer.overhead != size
+    ):
         raise CorruptObject(name, "its header is wrong")
+
+    def read(offset: int, length: int) -> bytes:
+        return store.get(name, SegmentHeader.SIZE + offset, length)
+
     try:
         segment_id = bytes.fromhex(name.removeprefix(PREFIX))
-        plain = open_long(sealer, segment_id, store.get(name, SegmentHeader.SIZE, header.directory_length))
+        plain = open_long(sealer, segment_id, read, header.directory_length)
         directory = msgspec.msgpack.decode(plain, type=Directory)
     except (ValueError, CorruptChunk, msgspec.DecodeError, RecursionError) as error:
         raise CorruptObject(name, "its directory cannot be read") from error
     unsized = SegmentHeader(header.magic, header.version, header.count, 0, header.salt, header.spare)
-    pages = -(-header.count // PAGE_ENTRIES)
     if (
         sealer.object_id(_KIND, unsized.pack() + plain) != segment_id
         or len(directory.first_keys) != 8 * pages
         or len(directory.page_hashes) != OBJECT_ID_SIZE * pages
         or len(directory.frame_lengths) != pages
-        or not all(0 < length <= MAX_PLAIN for length in directory.frame_lengths)
-        or start + sum(directory.frame_lengths) != size
+        or any(
+            length != sealer.overhead + ENTRY.itemsize * min(PAGE_ENTRIES, header.count - PAGE_ENTRIES * page)
+            for page, length in enumerate(directory.frame_lengths)
+        )
     ):
         raise CorruptObject(name, "its directory does not match its name")
     return header, directory, start
@@ -295,17 +327,39 @@ def _open_directory(store: ObjectStore, name: str, sealer: Sealer) -> tuple[Segm
 # ---------------------------------------------------------------------- all segments together
 
 
+class _DamagedSegment(Exception):
+    """A segment has to be replaced before the question can be answered."""
+
+    def __init__(self, segment: Segment, error: CorruptObject) -> None:
+        super().__init__(str(error))
+        self.segment = segment
+        self.error = error
+
+
 class Index:
     """All segments of a repository, and what a writer has added since."""
 
-    def __init__(self, store: ObjectStore, sealer: Sealer, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        sealer: Sealer,
+        warn: Callable[[str], None],
+        is_outdated: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """``is_outdated`` says of a damaged segment whether it only belongs to an older state of the store.
+
+        Then CorruptObject is raised instead of going on without the segment, and the index is to be opened anew.
+        """
         self._store = store
         self._sealer = sealer
         self._warn = warn
+        self._is_outdated = is_outdated
         self._mending = threading.Lock()
         self.segments: list[Segment] = []
         self.damaged: list[str] = []
         self.rebuilt: Segment | None = None
+        self._unlisted: Segment | None = None
+        self._tables: dict[str, Entries | None] = {}  # of packs read so far: segments may turn out damaged one by one
         stored = {info.name for info in store.list(PACKS)}
         readable = []
         for info in store.list(PREFIX):
@@ -338,11 +392,14 @@ class Index:
             self._settle([s for s in self.segments if s is not segment and s is not self.rebuilt])
 
     def _say_damaged(self, error: CorruptObject) -> None:
+        if self._is_outdated():
+            raise error
         self._warn(f"{error}; the tables of the packs it lists are read instead")
         self.damaged.append(error.name)
 
     def _settle(self, segments: list[Segment]) -> None:
         """Use these segments, and the tables of the packs that none of them lists where one is damaged."""
+        self._unlisted = None
         self.rebuilt = self._rebuild(segments) if self.damaged else None
         if self.rebuilt is not None:
             segments = [*segments, self.rebuilt]
@@ -354,20 +411,38 @@ class Index:
         packs: list[str] = []
         parts = [np.zeros(0, ENTRY)]
         for name in [info.name for info in self._store.list(PACKS) if info.name not in listed]:
-            try:
-                table = read_table(self._store, name, self._sealer)
-            except CorruptObject as error:
-                self._warn(str(error))
-                continue
-            entries = np.zeros(len(table), ENTRY)
-            entries["id"], entries["pack"] = table.ids, len(packs)
-            entries["offset"], entries["length"] = table.offsets, table.lengths
-            packs.append(name)
-            parts.append(entries)
+            if name not in self._tables:
+                self._tables[name] = self._table(name)
+            if (entries := self._tables[name]) is not None:
+                entries["pack"] = len(packs)
+                packs.append(name)
+                parts.append(entries)
         memory = MemoryStore()
         name, segment = build_segment(np.concatenate(parts), packs, self._sealer, bytes(16))
         memory.put(name, segment)
         return Segment(memory, name, self._sealer)
+
+    def unlisted(self) -> Segment:
+        """What stands in packs that no segment lists, by their own tables.
+
+        It is no part of the index, and none that a writer may build upon: it is for chunks that a snapshot needs and
+        no segment has, since a segment can be lost without a trace where the catalog that named it is lost too.
+        """
+        with self._mending:
+            if self._unlisted is None:
+                self._unlisted = self._rebuild(self.segments)
+            return self._unlisted
+
+    def _table(self, pack: str) -> Entries | None:
+        """Entries of all frames of a pack, from its own table; None where that is damaged."""
+        try:
+            table = read_table(self._store, pack, self._sealer)
+        except CorruptObject as error:
+            self._warn(str(error))
+            return None
+        entries = np.zeros(len(table), ENTRY)
+        entries["id"], entries["offset"], entries["length"] = table.ids, table.offsets, table.lengths
+        return entries
 
     @property
     def count(self) -> int:
@@ -378,19 +453,30 @@ class Index:
         return {pack for segment in self.segments for pack in segment.packs}
 
     def find(self, chunk_id: bytes) -> Location | None:
-        for segment in self.segments:
-            try:
-                if (location := segment.find(chunk_id)) is not None:
-                    return location
-            except CorruptObject as error:
-                self._replace(segment, error)
-                return self.find(chunk_id)
-        return None
+        while True:
+            for segment in self.segments:
+                try:
+                    if (location := segment.find(chunk_id)) is not None:
+                        return location
+                except CorruptObject as error:
+                    self._replace(segment, error)
+                    break  # ask those that are left
+            else:
+                return None
 
     def find_many(
         self, ids: NDArray[np.void]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], list[str]]:
         """For each id: pack number (-1 where it is missing), offset and length; and the packs the numbers mean."""
+        while True:
+            try:
+                return self._find_many(ids)
+            except _DamagedSegment as damage:
+                self._replace(damage.segment, damage.error)
+
+    def _find_many(
+        self, ids: NDArray[np.void]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], list[str]]:
         packs: list[str] = []
         number = np.full(len(ids), -1, np.int64)
         offset = np.zeros(len(ids), np.int64)
@@ -402,8 +488,7 @@ class Index:
             try:
                 found, entries = segment.find_many(ids[missing])
             except CorruptObject as error:
-                self._replace(segment, error)
-                return self.find_many(ids)
+                raise _DamagedSegment(segment, error) from error
             where = missing[found]
             number[where] = entries["pack"].astype(np.int64) + len(packs)
             offset[where] = entries["offset"]

@@ -26,6 +26,7 @@ from ferrotype.units import GiB, KiB, MiB
 MASTER_SIZE: Final = 32
 _MAX_MEMORY: Final = 256 * MiB // KiB  # KiB: what a slot may ask of this machine, which did not choose it
 _MAX_WORK: Final = 2 * GiB // KiB  # KiB times passes: some seconds
+MAX_TRIED: Final = 32 * GiB // KiB  # KiB times passes over all slots that are tried: 170 of the usual ones
 
 
 class Cost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -34,6 +35,11 @@ class Cost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     memory: int = 64 * 1024
     passes: int = 3
     lanes: int = 4
+
+    @property
+    def work(self) -> int:
+        """KiB that are gone over: what trying a slot takes."""
+        return self.memory * self.passes
 
 
 class Secret(msgspec.Struct, frozen=True):
@@ -72,12 +78,16 @@ def lock(master: bytes, secret: Secret, label: str = "", cost: Cost | None = Non
 def unlock(slots: list[KeySlot], secret: Secret) -> tuple[bytes, KeySlot]:
     """The master key, and the slot that gave it.  Raises KeyRefused where no slot opens.
 
-    A damaged slot does not stand in the way of another one.
+    A damaged slot does not stand in the way of another one.  The work for all of them together is bounded.
     """
     damaged: InvalidImage | None = None
+    work = 0
     for slot in slots:
         if slot.kind != secret.kind:
             continue
+        work += slot.cost.work
+        if work > MAX_TRIED:
+            raise KeyRefused("none of the key slots tried so far opens, and the image has more than can be tried")
         try:
             salt, nonce, locked = (b64decode(field, validate=True) for field in (slot.salt, slot.nonce, slot.locked))
             return AESGCM(_derive(secret, salt, slot.cost)).decrypt(nonce, locked, _bound(slot.id, slot.cost)), slot

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from ferrotype.errors import CorruptChunk, CorruptObject
 from ferrotype.objects import ObjectStore
 from ferrotype.records import Record, b4, b16, record, u32
-from ferrotype.repository.sealing import ID_SIZE, ChunkId, Sealer
+from ferrotype.repository.sealing import ID_SIZE, MAX_PLAIN, ChunkId, Sealer
 
 PREFIX: Final = "pack/"
-_MAGIC: Final = b"FPCK"
+MAGIC: Final = b"FPCK"
 _KIND: Final = "pack"
 MAX_FRAMES: Final = 1 << 18  # a table stays well under the largest plaintext
 
@@ -64,7 +64,7 @@ class PackBuilder:
         plain = table.tobytes()
         pack_id = sealer.object_id(_KIND, salt + plain)
         sealed = sealer.seal(pack_id, plain, compress=False)
-        header = PackHeader(_MAGIC, 1, len(sealed), len(self.ids), salt).pack()
+        header = PackHeader(MAGIC, 1, len(sealed), len(self.ids), salt).pack()
         return PREFIX + pack_id.hex(), [header, sealed, *self.frames], len(header) + len(sealed)
 
 
@@ -75,6 +75,7 @@ class PackTable:
     ids: Annotated[NDArray[np.void], "n x 32 bytes"]
     offsets: NDArray[np.int64]
     lengths: NDArray[np.int64]
+    end: int  # bytes of the object
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -87,28 +88,52 @@ def read_table(store: ObjectStore, name: str, sealer: Sealer) -> PackTable:
     """The proven table of a pack.  Raises CorruptObject."""
     size = store.size(name)
     head = store.get(name, 0, min(size, PackHeader.SIZE))
+    header = read_header(name, head, sealer)
+    if PackHeader.SIZE + header.table_length > size:
+        raise CorruptObject(name, "its header is wrong")
+    table = open_table(name, header, store.get(name, PackHeader.SIZE, header.table_length), sealer)
+    if table.end != size:
+        raise CorruptObject(name, "its table does not match its length")
+    return table
+
+
+def read_header(name: str, head: bytes, sealer: Sealer) -> PackHeader:
+    """Raises CorruptObject."""
     if len(head) < PackHeader.SIZE:
         raise CorruptObject(name, "it is cut short")
     header = PackHeader.unpack(head)
-    start = PackHeader.SIZE + header.table_length
     if (
-        header.magic != _MAGIC
+        header.magic != MAGIC
         or header.version != 1
         or header.count > MAX_FRAMES
-        or start > size
-        or (header.table_length != header.count * TABLE.itemsize + sealer.overhead)
+        or header.table_length != header.count * TABLE.itemsize + sealer.overhead
     ):
         raise CorruptObject(name, "its header is wrong")
+    return header
+
+
+def open_table(name: str, header: PackHeader, sealed: bytes, sealer: Sealer) -> PackTable:
+    """A sealed table, proven to be that of the pack ``name``.  Raises CorruptObject."""
     try:
         pack_id = bytes.fromhex(name.removeprefix(PREFIX))
-        plain = sealer.open(pack_id, store.get(name, PackHeader.SIZE, header.table_length))
+        plain = sealer.open(pack_id, sealed)
     except (ValueError, CorruptChunk) as error:
         raise CorruptObject(name, "its table cannot be opened") from error
     if sealer.object_id(_KIND, header.salt + plain) != pack_id or len(plain) != header.count * TABLE.itemsize:
         raise CorruptObject(name, "its table does not match its name")
     table = np.frombuffer(plain, TABLE)
     lengths = table["length"].astype(np.int64)
-    ends = start + np.cumsum(lengths)
-    if int(lengths.sum()) + start != size:
-        raise CorruptObject(name, "its table does not match its length")
-    return PackTable(table["id"], ends - lengths, lengths)
+    if lengths.max(initial=0) > MAX_PLAIN + sealer.overhead:
+        raise CorruptObject(name, "its table names a frame that is longer than any")
+    start = PackHeader.SIZE + header.table_length
+    return PackTable(table["id"], start + np.cumsum(lengths) - lengths, lengths, start + int(lengths.sum()))
+
+
+def name_of_table(header: PackHeader, sealed: bytes, sealer: Sealer) -> str | None:
+    """What the pack is called, if anybody without its name can tell: in an image that is not encrypted."""
+    if sealer.encrypted:
+        return None
+    try:
+        return PREFIX + sealer.object_id(_KIND, header.salt + sealer.open(bytes(16), sealed)).hex()
+    except CorruptChunk:
+        return None

@@ -71,6 +71,10 @@ class Sealer:
     def encrypted(self) -> bool:
         return self._keys.data is not None
 
+    def has_keys_of(self, other: Sealer) -> bool:
+        """Whether what the other one seals can be taken over as it is."""
+        return self._keys == other._keys
+
     @property
     def overhead(self) -> int:
         """Bytes a frame is longer than its payload."""

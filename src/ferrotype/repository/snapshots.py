@@ -13,6 +13,11 @@ from ferrotype.repository.sealing import ID_SIZE, ChunkId
 KIND: Final = "snapshot"
 PREFIX: Final = KIND + "/"
 _MAX_DISK: Final = 1 << 62
+# All records together may unpack to this many bytes, and to so many times what is stored of them.  Honest ones shrink
+# to a fifth; a made-up one to a thousandth, and takes twenty times its JSON in memory.
+_LEAST_ROOM: Final = 8 << 20
+_MOST_RATIO: Final = 16
+_MAX_SECTOR: Final = 64 << 10  # bytes
 
 
 class Region(msgspec.Struct, frozen=True):
@@ -90,6 +95,19 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         raise UsageError(f"snapshot {self.id[:8]} holds no disk {name!r}")
 
 
+class Room:
+    """What records may still unpack to, all that are read together."""
+
+    def __init__(self) -> None:
+        self._left = _LEAST_ROOM
+
+    def take(self, name: str, stored: int, plain: int) -> None:
+        """Account for one record of so many bytes.  Raises CorruptObject where it goes too far."""
+        self._left += _MOST_RATIO * stored - plain
+        if self._left < 0:
+            raise CorruptObject(name, "it unpacks to more than snapshots hold")
+
+
 def encode(snapshot: Snapshot) -> bytes:
     return msgspec.json.encode(msgspec.structs.replace(snapshot, id=""))
 
@@ -110,7 +128,10 @@ def decode(name: str, data: bytes) -> Snapshot:
 def _check(disk: DiskRecord) -> None:
     power_of_two = disk.chunk_size & (disk.chunk_size - 1) == 0
     if not (
-        0 <= disk.size < _MAX_DISK and disk.sector_size > 0 and 4096 <= disk.chunk_size <= 16 << 20 and power_of_two
+        0 <= disk.size < _MAX_DISK
+        and 0 < disk.sector_size <= _MAX_SECTOR
+        and 4096 <= disk.chunk_size <= 16 << 20
+        and power_of_two
     ):
         raise ValueError(f"disk {disk.name!r} has impossible sizes")
     at = 0

@@ -18,6 +18,10 @@ from ferrotype.repository.snapshots import DiskRecord, Region
 from ferrotype.repository.store import Repository
 from ferrotype.units import MiB
 
+# Who made an image may have one page stand in its maps a million million times, so the work of one answer is bounded.
+_MOST_WORK: Final = 1 << 18  # map pages looked at for one map of extents: 32 TiB of data in chunks of 128 KiB
+_RUNS: Final = 16  # runs of data on a page that count as much as the page, since each takes 16 bytes
+_KEPT_MAPS: Final = 16  # each keeps up to 2 MiB of pages
 _KEPT_BYTES: Final = 32 * MiB  # decoded chunks kept
 
 
@@ -29,8 +33,8 @@ class SnapshotSource:
         self.disk = disk
         self.size = disk.size
         self.traits = Traits(sector_size=disk.sector_size, preferred_size=MiB, sector_known=True)
-        self._maps = [repository.map(disk, region) for region in disk.regions]
-        self._starts = [region.start for region in disk.regions]
+        self._maps: OrderedDict[int, ChunkMap] = OrderedDict()  # of the regions used last
+        self._starts = np.array([region.start for region in disk.regions], np.int64)
         self._kept: OrderedDict[ChunkId, bytes] = OrderedDict()
         self._keep = max(2, _KEPT_BYTES // disk.chunk_size)
         self._lock = threading.Lock()
@@ -40,7 +44,7 @@ class SnapshotSource:
             raise ReadError(self.disk.name, offset, len(buf), "outside the disk")
         at, end = offset, offset + len(buf)
         for number in self._touched(offset, len(buf)):
-            region, chunk_map = self.disk.regions[number], self._maps[number]
+            region, chunk_map = self.disk.regions[number], self._map(number)
             stop = min(end, region.start + region.length)
             first = (at - region.start) // self.disk.chunk_size
             last = (stop - 1 - region.start) // self.disk.chunk_size
@@ -52,18 +56,34 @@ class SnapshotSource:
             at = stop
 
     def extents(self, offset: int, length: int, /) -> ExtentMap:
-        """ZERO and HOLE where the snapshot stores nothing."""
+        """ZERO and HOLE where the snapshot stores nothing.  What a very large map says last is left out: DATA."""
         maps = [ExtentMap.uniform(offset, 0)]
-        at, end = offset, offset + length
+        at, end, left = offset, offset + length, _MOST_WORK
         for number in self._touched(offset, length):
             region = self.disk.regions[number]
             stop = min(end, region.start + region.length)
-            maps.append(self._region_extents(region, self._maps[number], at, stop))
-            at = stop
+            if left <= 0:
+                stop = end
+                maps.append(ExtentMap.uniform(at, stop - at))
+                break
+            found, work = self._region_extents(region, self._map(number), at, stop, left)
+            maps.append(found)
+            at, left = stop, left - work
         return ExtentMap.concat(maps[1:] or maps)
 
     def close(self) -> None:
         """The repository belongs to whoever opened it."""
+
+    def _map(self, number: int) -> ChunkMap:
+        with self._lock:
+            found = self._maps.get(number)
+            if found is None:
+                found = self._maps[number] = self.repository.map(self.disk, self.disk.regions[number])
+                while len(self._maps) > _KEPT_MAPS:
+                    self._maps.popitem(last=False)
+            else:
+                self._maps.move_to_end(number)
+            return found
 
     def _touched(self, offset: int, length: int) -> Iterator[int]:
         if length <= 0:
@@ -73,20 +93,30 @@ class SnapshotSource:
             yield number
             number += 1
 
-    def _region_extents(self, region: Region, chunk_map: ChunkMap, start: int, stop: int) -> ExtentMap:
+    def _region_extents(
+        self, region: Region, chunk_map: ChunkMap, start: int, stop: int, most: int
+    ) -> tuple[ExtentMap, int]:
+        """What is stored of a region, and the work that took, which is about ``most`` at most."""
         size = self.disk.chunk_size
         first = (start - region.start) // size
-        count = (stop - 1 - region.start) // size - first + 1
-        lows, highs = [], []
-        for cell, ids in chunk_map.pages(first, count):
+        end = (stop - 1 - region.start) // size + 1
+        lows, highs = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        work = 0
+        for cell, ids in chunk_map.pages(first, end - first):
+            if work >= most:
+                lows.append(np.array([cell], np.int64))
+                highs.append(np.array([end], np.int64))
+                break
             used = np.concatenate(([False], ids != np.void(ZERO_ID), [False])).astype(np.int8)
             edge = np.diff(used)
-            lows.append(np.flatnonzero(edge == 1) + cell)
-            highs.append(np.flatnonzero(edge == -1) + cell)
-        empty = np.zeros(0, np.int64)
-        low = np.concatenate([empty, *lows]) * size + region.start
-        high = np.concatenate([empty, *highs]) * size + region.start
-        return ExtentMap.from_runs(start, stop - start, low, high, State.DATA, State.ZERO | State.HOLE)
+            low, high = np.flatnonzero(edge == 1) + cell, np.flatnonzero(edge == -1) + cell
+            if len(low) and len(highs[-1]) and highs[-1][-1] == low[0]:  # goes on from the page before
+                highs[-1], low = highs[-1][:-1], low[1:]
+            lows.append(low)
+            highs.append(high)
+            work += 1 + len(low) // _RUNS
+        low, high = np.concatenate(lows) * size + region.start, np.concatenate(highs) * size + region.start
+        return ExtentMap.from_runs(start, stop - start, low, high, State.DATA, State.ZERO | State.HOLE), work
 
     def _copy(self, chunk_id: ChunkId, skip: int, out: memoryview) -> None:
         if chunk_id == ZERO_ID:
@@ -103,7 +133,9 @@ class SnapshotSource:
             if plain is not None:
                 self._kept.move_to_end(chunk_id)
                 return plain
-        plain = self.repository.chunk(chunk_id)
+        plain = self.repository.chunk(chunk_id, self.disk)[
+            : self.disk.chunk_size
+        ]  # no more is kept than a cell takes
         with self._lock:
             self._kept[chunk_id] = plain
             while len(self._kept) > self._keep:

@@ -7,21 +7,26 @@ way, from the snapshot to its maps to its chunks, and believe nothing that does 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from typing import Final, Self
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from threading import Lock
+from typing import Final, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ferrotype.errors import (
     CorruptObject,
+    FerrotypeError,
+    IntegrityError,
     InvalidImage,
     KeyRefused,
     MissingChunk,
     ObjectMissing,
+    SnapshotForgotten,
     UsageError,
 )
-from ferrotype.objects import ObjectStore
+from ferrotype.objects import ObjectStore, SpaceReport
 from ferrotype.repository import keys as slots
 from ferrotype.repository import snapshots
 from ferrotype.repository.chunkmap import ChunkMap
@@ -37,11 +42,35 @@ from ferrotype.repository.config import (
 from ferrotype.repository.index import Index, Location
 from ferrotype.repository.packs import PREFIX as PACKS
 from ferrotype.repository.packs import PackTable, read_table
-from ferrotype.repository.sealing import ChunkId, Keys, Sealer
+from ferrotype.repository.sealing import MAX_PLAIN, ChunkId, Keys, Sealer
 from ferrotype.repository.snapshots import DiskRecord, Region, Snapshot
+from ferrotype.repository.spare import KEYS, read_heads, renew
+from ferrotype.units import KiB
 
-KEYS: Final = "key/"
+T = TypeVar("T")
+
+_GAP: Final = 128 * KiB  # bytes of a pack read through rather than asking twice
+_MOST_READ: Final = 32 << 20  # bytes of a pack read at once: frames may be far longer than the cells they are for
+_STATES: Final = 20  # newer states that one read goes on to before it gives up
+_UNLISTED: Final = "the index lacks packs that a snapshot needs; their own tables are read, and a backup mends it"
 _SHORTEST_PREFIX: Final = 4  # characters of a snapshot's id that a user must give
+
+
+class Located(Protocol):
+    """A chunk, and where its frame stands."""
+
+    @property
+    def chunk_id(self) -> ChunkId: ...
+
+    @property
+    def pack(self) -> str: ...
+
+    @property
+    def offset(self) -> int: ...
+
+    @property
+    def stored(self) -> int:
+        """Bytes of the frame."""
 
 
 class Repository:
@@ -55,6 +84,9 @@ class Repository:
         self.warnings: list[str] = []
         self._master = master
         self._index: Index | None = None
+        self._state = 0  # how often a newer state was gone on to
+        self._told = 0  # what ``refresh`` has told of it
+        self._stating = Lock()
 
     # ------------------------------------------------------------------ opening
 
@@ -86,21 +118,39 @@ class Repository:
     @classmethod
     def open(cls, store: ObjectStore, secret: slots.Secret | None = None, *, level: int = 1) -> Self:
         """Raises KeyRefused where ``secret`` is missing, wrong, or given for an image that is not encrypted."""
-        try:
-            config = decode_config(store.get(NAME))
-        except ObjectMissing:
-            raise InvalidImage("the image holds no configuration: it is damaged beyond what can be opened") from None
+        for left in reversed(range(_STATES)):
+            try:
+                return cls._open(store, secret, level)
+            except (IntegrityError, ObjectMissing, InvalidImage, KeyRefused):
+                if not left or not store.refresh():
+                    raise
+        raise AssertionError
+
+    @classmethod
+    def _open(cls, store: ObjectStore, secret: slots.Secret | None, level: int) -> Self:
+        warnings: list[str] = []
+        heads = read_heads(store, warnings.append)
+        config = decode_config(heads.config)
         if config.encrypted:
             if secret is None:
                 raise KeyRefused("the image is encrypted: give its passphrase or key file")
-            master, _ = slots.unlock(read_slots(store), secret)
+            master, _ = slots.unlock(decoded_slots(heads.slots), secret)
         else:
             if secret is not None:
                 raise KeyRefused(
                     "a passphrase was given, and the image is not encrypted: it may not be the one you mean"
                 )
             master = config.clear_master
-        return cls(store, config, Sealer(Keys.derive(master, encrypted=config.encrypted), level), master)
+        self = cls(store, config, Sealer(Keys.derive(master, encrypted=config.encrypted), level), master)
+        self.warnings += warnings
+        return self
+
+    def twin(self, store: ObjectStore) -> Self:
+        """A new repository in an empty store, with the configuration, master key and key slots of this one."""
+        for name, data in sorted(read_heads(self.store).objects.items()):
+            store.put(name, [data])
+        store.flush()
+        return type(self)(store, self.config, self.sealer, self._master)
 
     def close(self) -> None:
         self.store.close()
@@ -117,35 +167,56 @@ class Repository:
         """One more way to open the repository.  Raises UsageError where it is not encrypted."""
         if not self.config.encrypted:
             raise UsageError("the image is not encrypted; encryption is chosen when an image is created")
+        if sum(slot.cost.work for slot in read_slots(self.store)) + (cost or slots.Cost()).work > slots.MAX_TRIED:
+            raise UsageError(
+                "the image has as many key slots as can be tried; remove one with `ferrotype key remove`"
+            )
         slot = slots.lock(self._master, secret, label, cost)
         self.store.put(KEYS + slot.id, [slots.encode_slot(slot)])
+        renew(self.store)
         self.store.flush()
         return slot
 
-    def remove_key(self, slot_id: str) -> slots.KeySlot:
-        """Remove a slot by its id or a unique prefix.  The last one stays.  Raises UsageError."""
-        known = read_slots(self.store)
+    def remove_key(self, slot_id: str) -> tuple[slots.KeySlot, SpaceReport]:
+        """Remove a slot by its id or a unique prefix, and overwrite it where nobody reads the store.
+
+        The last one stays.  Raises UsageError.
+        """
+        heads = read_heads(self.store)
+        known = decoded_slots(heads.slots)
         chosen = [slot for slot in known if slot.id.startswith(slot_id)]
         if len(chosen) != 1:
             raise UsageError(f"{'no' if not chosen else 'more than one'} key slot starts with {slot_id!r}")
         if len(known) == 1:
             raise UsageError("this is the last key slot; without it nobody could open the image again")
-        self.store.delete(KEYS + chosen[0].id)
+        name = KEYS + chosen[0].id
+        renew(self.store, heads, without=name)  # the spare copies there are hold it, too
+        if any(info.name == name for info in self.store.list(name)):
+            self.store.delete(name)
         self.store.flush()
-        self.store.reclaim()
-        return chosen[0]
+        return chosen[0], self.store.reclaim()
 
     # ------------------------------------------------------------------ snapshots
 
     def snapshots(self) -> list[Snapshot]:
         """All snapshots, oldest first.  One that is damaged is left out and warned about."""
-        found = []
-        for info in self.store.list(snapshots.PREFIX):
-            try:
-                frame = self.store.get(info.name)
-                found.append(snapshots.decode(info.name, self.sealer.unseal_object(info.name, frame)))
-            except CorruptObject as error:
-                self._warn(str(error))
+        for _ in range(_STATES):
+            state, found, damaged = self._state, list[Snapshot](), list[str]()
+            room = snapshots.Room()
+            for info in self.store.list(snapshots.PREFIX):
+                try:
+                    if info.size > MAX_PLAIN + self.sealer.overhead:
+                        raise CorruptObject(info.name, "it is larger than a snapshot's record can be")
+                    frame = self.store.get(info.name)
+                    plain = self.sealer.unseal_object(info.name, frame)
+                    room.take(info.name, len(frame), len(plain))
+                    found.append(snapshots.decode(info.name, plain))
+                except (CorruptObject, ObjectMissing) as error:
+                    damaged.append(str(error))
+            if not damaged or not self._is_outdated(state):
+                break
+        for message in damaged:
+            self._warn(message)
         return sorted(found, key=lambda s: (s.created, s.id))
 
     def snapshot(self, wanted: str = "latest") -> Snapshot:
@@ -157,13 +228,23 @@ class Repository:
     @property
     def index(self) -> Index:
         """Opened at first use; packs that no segment lists are not in it (``writer`` takes them up)."""
-        if self._index is None:
-            self._index = Index(self.store, self.sealer, self._warn)
-        return self._index
+        return self._index or self._retried(self._opened_index)
+
+    def _opened_index(self) -> Index:
+        state = self._state
+        index = Index(self.store, self.sealer, self._warn, lambda: self._is_outdated(state))
+        with self._stating:
+            if state == self._state:
+                self._index = index
+        return index
 
     def forget_index(self) -> None:
         """Have the index read anew at its next use: its segments were replaced."""
         self._index = None
+
+    def find(self, chunk_id: ChunkId) -> Location | None:
+        """Where a chunk stands; None for one that is not stored."""
+        return self._retried(lambda: self.index.find(chunk_id))
 
     def locate(self, chunk_id: ChunkId) -> Location:
         """Raises MissingChunk."""
@@ -172,20 +253,92 @@ class Repository:
             raise MissingChunk(chunk_id)
         return location
 
-    def chunk(self, chunk_id: ChunkId) -> bytes:
-        """A chunk's proven plaintext.  Raises MissingChunk or CorruptChunk."""
-        at = self.locate(chunk_id)
-        return self.sealer.unseal(chunk_id, self.store.get(at.pack, at.offset, at.length))
-
     def locate_many(
         self, ids: NDArray[np.void]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], list[str]]:
         """For each id: pack number (-1: missing), offset and length in the pack; and the packs the numbers mean."""
-        return self.index.find_many(ids)
+        for _ in range(_STATES):
+            state = self._state
+            found = self._retried(lambda: self.index.find_many(ids))
+            if not (found[0] < 0).any() or not self._is_outdated(state):
+                break
+        return self._with_unlisted(ids, *found)
+
+    def _with_unlisted(
+        self,
+        ids: NDArray[np.void],
+        number: NDArray[np.int64],
+        offset: NDArray[np.int64],
+        length: NDArray[np.int64],
+        packs: list[str],
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], list[str]]:
+        """What was located, and the missing ones as far as packs have them that no segment lists."""
+        missing = np.flatnonzero(number < 0)
+        if len(missing) and (unlisted := self.index.unlisted()).count:
+            found, entries = unlisted.find_many(ids[missing])
+            where = missing[found]
+            number[where] = entries["pack"].astype(np.int64) + len(packs)
+            offset[where], length[where] = entries["offset"], entries["length"]
+            packs = [*packs, *unlisted.packs]
+            if len(where):
+                self._warn(_UNLISTED)
+        return number, offset, length, packs
+
+    def _unlisted_chunk(self, chunk_id: ChunkId) -> bytes | None:
+        """A chunk from a pack that no segment lists, where one has it."""
+        at = self.index.unlisted().find(chunk_id)
+        if at is None:
+            return None
+        self._warn(_UNLISTED)
+        return self.sealer.unseal(chunk_id, self.store.get(at.pack, at.offset, at.length))
+
+    def chunk(self, chunk_id: ChunkId, of: DiskRecord | None = None) -> bytes:
+        """A chunk's proven plaintext.
+
+        Raises MissingChunk or CorruptChunk; SnapshotForgotten where a disk needs it (``of``) that no snapshot has any
+        more.
+        """
+        try:
+            return self._retried(lambda: self._chunk(chunk_id))
+        except (IntegrityError, ObjectMissing) as error:
+            if isinstance(error, MissingChunk) and (plain := self._unlisted_chunk(chunk_id)) is not None:
+                return plain
+            raise self.explained(error, of) from error
+
+    def _chunk(self, chunk_id: ChunkId) -> bytes:
+        at = self.locate(chunk_id)
+        return self.sealer.unseal(chunk_id, self.store.get(at.pack, at.offset, at.length))
+
+    def chunks(self, located: Sequence[Located], of: DiskRecord) -> Iterator[bytes]:
+        """Proven plaintexts of chunks that ``locate_many`` found, in order; neighbours in a pack are read at once.
+
+        Raises what ``chunk`` does.
+        """
+        at = 0
+        while at < len(located):
+            stop = at + 1
+            while (
+                stop < len(located)
+                and _follows(located[stop - 1], located[stop])
+                and located[stop].offset + located[stop].stored - located[at].offset <= _MOST_READ
+            ):
+                stop += 1
+            base, data = located[at].offset, memoryview(b"")
+            with suppress(IntegrityError, ObjectMissing):  # each chunk is looked for again below
+                end = located[stop - 1].offset + located[stop - 1].stored
+                data = memoryview(self.store.get(located[at].pack, base, end - base))
+            for place in located[at:stop]:
+                try:
+                    frame = data[place.offset - base : place.offset - base + place.stored]
+                    plain = self.sealer.unseal(place.chunk_id, frame)
+                except IntegrityError:  # it was moved since it was located, or it is damaged
+                    plain = self.chunk(place.chunk_id, of)
+                yield plain
+            at = stop
 
     def map(self, disk: DiskRecord, region: Region) -> ChunkMap:
         """The chunk map of one region."""
-        return ChunkMap(region.root, disk.cells(region), self.chunk)
+        return ChunkMap(region.root, disk.cells(region), lambda chunk_id: self.chunk(chunk_id, disk))
 
     def pack_table(self, name: str) -> PackTable:
         """Raises CorruptObject."""
@@ -194,18 +347,71 @@ class Repository:
     def packs(self) -> Iterator[str]:
         return (info.name for info in self.store.list(PACKS))
 
+    # ------------------------------------------------------------------ newer states
+
+    def refresh(self) -> bool:
+        """Of an image open for reading: go on to its newest state, index included.
+
+        True where the state is newer than at the last call of this method (or the opening), be it that a read went on
+        to it by itself: what was found damaged or missing since then is to be looked at again.  Reads do this on
+        their own; only who judges objects by ``store`` calls it.
+        """
+        self._go_on()
+        newer, self._told = self._told != self._state, self._state
+        return newer
+
+    def explained(self, error: FerrotypeError, of: DiskRecord | None) -> FerrotypeError:
+        """The error, or SnapshotForgotten where that is why something of a disk could not be read."""
+        if of is None or not self._state or any(of in snapshot.disks for snapshot in self.snapshots()):
+            return error
+        return SnapshotForgotten(f"the snapshot of {of.name} was forgotten or moved while it was read; start again")
+
+    def _go_on(self) -> bool:
+        """Go on to the newest state; whether there was a newer one."""
+        with self._stating:
+            newer = self.store.refresh()
+            if newer:
+                self._state += 1
+                self._index = None
+        return newer
+
+    def _is_outdated(self, state: int) -> bool:
+        """Whether there is a newer state than one that was in use: it is, from now on."""
+        return self._go_on() or self._state != state
+
+    def _retried(self, read: Callable[[], T]) -> T:
+        """What ``read`` gives, in the newest state if it fails in an older one."""
+        for left in reversed(range(_STATES)):
+            state = self._state
+            try:
+                return read()
+            except (IntegrityError, ObjectMissing):
+                if not left or not self._is_outdated(state):
+                    raise
+        raise AssertionError
+
     def _warn(self, message: str) -> None:
         if message not in self.warnings:
             self.warnings.append(message)
 
 
+def _follows(left: Located, right: Located) -> bool:
+    """Whether reading on from ``left`` soon comes to ``right``."""
+    return left.pack == right.pack and 0 <= right.offset - (left.offset + left.stored) <= _GAP
+
+
 def read_slots(store: ObjectStore) -> list[slots.KeySlot]:
     """The readable key slots, oldest first.  Raises where there are some and none can be read."""
+    return decoded_slots(read_heads(store).slots)
+
+
+def decoded_slots(payloads: Iterable[bytes]) -> list[slots.KeySlot]:
+    """Those that can be read, oldest first.  Raises where there are some and none can be read."""
     found, damaged = [], None
-    for info in store.list(KEYS):
+    for data in payloads:
         try:
-            found.append(slots.decode_slot(store.get(info.name)))
-        except (InvalidImage, CorruptObject) as error:
+            found.append(slots.decode_slot(data))
+        except InvalidImage as error:
             damaged = error
     if damaged is not None and not found:
         raise damaged

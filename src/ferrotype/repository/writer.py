@@ -7,7 +7,7 @@ time to time a checkpoint makes what was stored findable: a writer that is cut l
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Final
@@ -17,10 +17,11 @@ import numpy as np
 
 from ferrotype.errors import CorruptObject, FerrotypeError, WriteError
 from ferrotype.repository import index as ix
-from ferrotype.repository import snapshots
+from ferrotype.repository import snapshots, spare
 from ferrotype.repository.packs import MAX_FRAMES, PackBuilder
 from ferrotype.repository.sealing import ChunkId
-from ferrotype.repository.snapshots import Snapshot
+from ferrotype.repository.selfcheck import check_maps, not_read_back, unproven
+from ferrotype.repository.snapshots import DiskRecord, Snapshot
 from ferrotype.repository.store import Repository
 from ferrotype.units import GiB
 
@@ -132,22 +133,62 @@ class Writer:
             future.exception()
         self._store.flush()
 
-    def commit(self, snapshot: Snapshot) -> Snapshot:
+    def commit(
+        self, snapshot: Snapshot, parents: Mapping[str, DiskRecord] | None = None, *, from_medium: bool = False
+    ) -> Snapshot:
         """Put a snapshot, after everything it refers to is durable; on return it cannot be lost any more.
 
-        Its statistics are completed with the bytes that were stored.
+        Its statistics are completed with the bytes that were stored.  ``parents`` are the disks, by name, of the
+        snapshot before, whose part of the maps is taken as it is; the other part is followed down to the index.  With
+        ``from_medium`` each object that this writer put is read back and proven.  Raises WriteError, and commits
+        nothing, where that fails.
         """
         self._put_pack()
         self._wait(0)
-        self._put_index()
+        if from_medium:
+            self._prove(self._packs)
+        fresh = self._put_index(from_medium=from_medium)
+        check_maps(self._repository, snapshot.disks, parents or {}, fresh)
         self._store.flush()
         statistics = msgspec.structs.replace(snapshot.statistics, stored_bytes=self.stored)
         snapshot = msgspec.structs.replace(snapshot, statistics=statistics)
         name, frame = self._sealer.seal_object(snapshots.KIND, snapshots.encode(snapshot))
-        self._put(name, [frame])
+        self._put_snapshot(name, frame)
+        if from_medium:
+            self._prove([name])
         self._store.flush()
         self._start_over()
         return snapshots.decode(name, snapshots.encode(snapshot))
+
+    def commit_copy(self, snapshot: Snapshot, frame: bytes) -> Snapshot:
+        """Commit a snapshot whose sealed record exists already: its record, and so its id, stay as they are."""
+        self._put_pack()
+        self._wait(0)
+        fresh = self._put_index(from_medium=False)
+        check_maps(self._repository, snapshot.disks, {}, fresh)
+        self._store.flush()
+        name = snapshots.PREFIX + snapshot.id
+        if any(info.name == name for info in self._store.list(name)):  # it is there, and damaged
+            self._store.delete(name)
+        self._put_snapshot(name, frame)
+        self._store.flush()
+        self._start_over()
+        return snapshot
+
+    def _put_snapshot(self, name: str, frame: bytes) -> None:
+        """The snapshot, and before it a spare copy of what opens the image, where one is due."""
+        if self.stored or next(self._store.list(spare.PREFIX), None) is None:
+            spare.settle(self._store)
+        self._put(name, [frame])
+
+    def _prove(self, names: Sequence[str]) -> None:
+        """Read objects back from the medium.  What does not stand that is given up, with all that refers to it."""
+        if not (found := unproven(self._repository, names)):
+            return
+        for name in [*found, *self._segments]:
+            self._store.delete(name)
+        self._segments = []
+        raise not_read_back(found)
 
     def _start_over(self) -> None:
         """Everything is in the index now, which is read anew."""
@@ -195,14 +236,14 @@ class Writer:
         self._put(name, parts)
         self._segments.append(name)
 
-    def _put_index(self) -> None:
-        """One segment for all this writer added, joined with older ones that are no larger."""
+    def _put_index(self, *, from_medium: bool) -> str | None:
+        """One segment for all this writer added, joined with older ones that are no larger; its name."""
         if self._recent.newest:
             self._recent.settle()
         entries = self._recent.all()
         index = self._repository.index
         if not len(entries) and index.rebuilt is None:
-            return
+            return None
         absorbed = self._absorbable(len(entries))
         old, old_packs = ix.merged(absorbed)
         entries = self._located(entries)
@@ -211,10 +252,13 @@ class Writer:
             np.concatenate([old, entries]), [*old_packs, *self._packs], self._sealer, os.urandom(16)
         )
         self._put(name, parts)
+        if from_medium:
+            self._prove([name])
         stored = [segment.name for segment in absorbed if segment is not index.rebuilt]
         for obsolete in [*self._segments, *stored, *index.damaged]:
             self._store.delete(obsolete)
         self._segments = []
+        return name
 
     def _absorbable(self, added: int) -> list[ix.Segment]:
         """The mended segment, and those that are no larger than what is written along with them."""
@@ -263,4 +307,5 @@ def open_writer(repository: Repository) -> Iterator[Writer]:
         except BaseException as error:
             with suppress(FerrotypeError, OSError):  # the first error is the one to report
                 writer.abandon(whole=isinstance(error, FerrotypeError) and not isinstance(error, WriteError))
+            repository.forget_index()  # segments that it knows may have been replaced
             raise

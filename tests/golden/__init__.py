@@ -1,0 +1,1 @@
+"""Images of every version of the format that was ever written, read for ever."""
