@@ -543,3 +543,14 @@ def test_check_finds_a_flip_of_any_byte_of_a_record(image: Path) -> None:
         found.check("pack/two")
         found.close()
         damage(image, offset, whole[offset : offset + 1])
+
+
+def test_no_more_is_put_than_a_reader_accepts(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(container_module, "MAX_ENTRIES", 5)
+    store = Container.create(image)
+    model = fill(store, 5, 100)
+    with pytest.raises(WriteError, match="go on in a new image"):
+        store.put("pack/more", [b"x"])
+    store.flush()
+    store.close()
+    assert read(image) == model

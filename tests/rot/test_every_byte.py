@@ -53,9 +53,10 @@ def test_a_change_of_any_live_byte_is_told(image: SmallImage) -> None:
                     continue
                 content[at] = new
                 where = f"byte {at - live.offset} of {live.what} at {live.offset} made {new:#04x}"
-                assert noticed(content, image, live), where
                 if EXHAUSTIVE or (number == at % 4 and (image.secret is None or at % 2)):
                     assert outcome(content, image, live.needed_by) != "ok", where
+                else:
+                    assert noticed(content, image, live), where
                 told += 1
             content[at] = image.whole[at]
     assert told > 13_000

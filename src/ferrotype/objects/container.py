@@ -48,7 +48,7 @@ from ferrotype.objects.layout import (
 )
 from ferrotype.objects.lock import WriterLock
 from ferrotype.objects.machine import THIS_MACHINE, Machine
-from ferrotype.objects.opening import MAX_CHAIN, anchor_blocks, load
+from ferrotype.objects.opening import MAX_CHAIN, MAX_ENTRIES, anchor_blocks, load
 from ferrotype.objects.readback import ReadBack, check_catalog
 from ferrotype.objects.readers import READERS_TRIES, join_readers, no_readers
 from ferrotype.objects.reading import READ_SIZE, Files, Records
@@ -194,6 +194,8 @@ class Container:
     def put(self, name: str, parts: Sequence[Bytes], /) -> None:
         if name in self._entries:
             raise ObjectExists(name)
+        if len(self._entries) >= MAX_ENTRIES:
+            raise WriteError(f"{self.path} holds {MAX_ENTRIES} objects, which is all it can; go on in a new image")
         entry = self._append(Kind.OBJECT, name, parts)
         with self._lock:
             self._entries[name] = entry

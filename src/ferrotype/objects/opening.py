@@ -34,7 +34,7 @@ from ferrotype.objects.reading import Records, VolumeMissing
 from ferrotype.units import MiB
 
 _MAX_CATALOG: Final = 256 * MiB  # a catalog of two million objects stays under this
-_MAX_ENTRIES: Final = 4 << 20  # objects that one catalog adds: as many as fit, with the names that are in use
+MAX_ENTRIES: Final = 4 << 20  # objects that one catalog adds: as many as fit, with the names that are in use
 _MAX_ENTRY: Final = 160  # bytes that an object takes in a catalog, as one added and one removed
 _SPACE: Final = 4096  # bytes, and objects, that a catalog may have in the smallest file
 MAX_CHAIN: Final = 24  # catalogs read at an opening before everything is written down afresh
@@ -69,7 +69,7 @@ def load(records: Records, *, writable: bool, warn: Warn) -> State:
     be known and are not.
     """
     anchors = _anchors(records, warn)
-    # What cannot be read may be read another time: a writer that went on from an older state would lose what is newer.
+    # What cannot be read now may be read another time: a writer going on from an older state would lose what is newer.
     bearable = _DAMAGE if writable else (*_DAMAGE, DeviceError)
     state = _anchored(records, anchors, bearable, warn)
     start = state.tail if state.chain else Place(0, RECORDS_AT)
@@ -131,7 +131,7 @@ def _chained(records: Records, place: Place, sequence: int, warn: Warn) -> State
     named = 0
     wanted: tuple[int, int, int] | None = (place.volume, place.offset, sequence)
     while wanted is not None:
-        if len(chain) > 4 * MAX_CHAIN or named > 2 * _MAX_ENTRIES:
+        if len(chain) > 4 * MAX_CHAIN or named > 2 * MAX_ENTRIES:
             raise InvalidImage("more catalogs than any image needs", offset=wanted[1])
         entry, catalog = _catalog(records, Place(wanted[0], wanted[1]), wanted[2], warn)
         chain.append((entry, catalog))
@@ -172,7 +172,7 @@ def _catalog(records: Records, place: Place, sequence: int, warn: Warn) -> tuple
         raise CorruptObject("catalog", "its checksum is wrong")
     if not records.padding_is_zero(entry):
         warn(f"{records.path}: the bytes behind the catalog at {place.offset} are damaged; they hold nothing")
-    return entry, decode_catalog(payload, min(_MAX_ENTRIES, _SPACE + blocks))
+    return entry, decode_catalog(payload, min(MAX_ENTRIES, _SPACE + blocks))
 
 
 def _drop_overwritten(records: Records, state: State, warn: Warn) -> None:
@@ -211,9 +211,7 @@ def _take_up(
     state.sequence = max([durable, *(entry.sequence for entry, _ in found)])
 
 
-def _adopt_newest(
-    records: Records, state: State, catalogs: list[CatalogEntry], bearable: Errors, warn: Warn
-) -> None:
+def _adopt_newest(records: Records, state: State, catalogs: list[CatalogEntry], bearable: Errors, warn: Warn) -> None:
     """Go on to the newest whole catalog that the scan found, where it is newer than the one in use."""
     for entry in sorted(catalogs, key=lambda e: e.sequence, reverse=True):
         if entry.sequence <= state.sequence:
