@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from ferrotype.engine.compact import compact
 from ferrotype.engine.forget import forget
 from ferrotype.engine.prune import prune
 from ferrotype.job import NullJob
@@ -93,7 +94,7 @@ def compacted(path: Path) -> Disks:
         forget(repository, gone)
         prune(repository, NullJob())
         assert isinstance(repository.store, Container)
-        repository.store.compact(lambda _: None)
+        compact(repository.store, NullJob())
     return {"kept/sda": content}
 
 

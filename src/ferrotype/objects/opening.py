@@ -69,7 +69,7 @@ def load(records: Records, *, writable: bool, warn: Warn) -> State:
     be known and are not.
     """
     anchors = _anchors(records, warn)
-    # What cannot be read now may be read another time: a writer going on from an older state would lose what is newer.
+    # What cannot be read now may be read later on: a writer going on from an older state would lose what is newer.
     bearable = _DAMAGE if writable else (*_DAMAGE, DeviceError)
     state = _anchored(records, anchors, bearable, warn)
     start = state.tail if state.chain else Place(0, RECORDS_AT)
