@@ -26,7 +26,7 @@ from ferrotype.repository.store import Repository
 from ferrotype.units import MiB
 
 TOOL: Final = Path(__file__).resolve().parents[1] / "tools" / "read_ferro.py"
-LARGEST: Final = 96 * MiB  # bytes of an image that is read whole twice
+LARGEST: Final = 32 * MiB  # bytes of an image that is read whole twice
 
 
 def load() -> ModuleType:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from ferrotype.block import Source, read
 from ferrotype.block.device import open_source
-from ferrotype.engine.backup import BackupOptions, NamedSource, backup
+from ferrotype.engine.backup import BackupOptions, backup
 from ferrotype.engine.checksum import checksum
+from ferrotype.engine.prepare import NamedSource
 from ferrotype.engine.references import Access, open_disk
 from ferrotype.engine.restore import RestoreOptions, RestoreResult, restore
 from ferrotype.engine.targets import open_target

@@ -179,7 +179,7 @@ def test_what_is_damaged_is_not_said_to_be_forgotten(tmp_path: Path) -> None:
         with image.open("r+b") as file:
             for info in repository.store.list("pack/"):
                 assert isinstance(repository.store, Container)
-                file.seek(repository.store._entries[info.name].offset + info.size)
+                file.seek(repository.store._log.entries[info.name].offset + info.size)
                 file.write(b"\xff" * 64)
         with pytest.raises(IntegrityError):
             traffic.by_source(repository, kept)

@@ -105,7 +105,7 @@ def specimen(folder: Path, secret: Secret | None) -> Specimen:
         out.headers[entry.name] = (entry.offset, start)
         out.payloads[entry.name] = (start, start + entry.length)
     for entry in store.catalogs():
-        added = {e.name for e in decode_catalog(store._records.payload(entry, 0, entry.length)).added}
+        added = {e.name for e in decode_catalog(store._log.records.payload(entry, 0, entry.length)).added}
         out.catalogs.append(((entry.offset, entry.offset + RecordHeader.SIZE + entry.length), added))
     for pack in repository.packs():
         table = repository.pack_table(pack)

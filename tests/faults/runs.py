@@ -94,6 +94,11 @@ class Theatre:
     def secret(self) -> Secret | None:
         return SECRET if self.encrypted else None
 
+    @property
+    def step(self) -> int:
+        """Of how many faults one is tried, where each takes a life of its own: encryption changes little then."""
+        return 3 if self.encrypted and not self.scenario.encrypted_only else 1
+
     def prepare(self) -> None:
         """Make what is there when the life begins."""
         place = self.folder / "before"

@@ -17,13 +17,14 @@ from ferrotype.job import NullJob
 from ferrotype.objects.container import Container
 from ferrotype.objects.volumes import Opener
 from ferrotype.repository.keys import Secret
-from ferrotype.repository.store import Repository, read_slots
+from ferrotype.repository.slots import read_slots
+from ferrotype.repository.store import Repository
 from ferrotype.repository.writer import open_writer
 from ferrotype.units import KiB
 from tests.faults.promises import DISKS, OTHER, SECOND, Hasty, Told
 from tests.repository.small import CHUNK, QUICK, add_disk, back_up, create, open_at, snapshot_of
 
-SPLIT = 48 * KiB
+SPLIT = 64 * KiB
 IMAGE = "laptop.ferro"
 SOURCE = "source.ferro"
 

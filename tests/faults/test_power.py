@@ -14,7 +14,7 @@ from tests.faults.runs import SEED, Theatre, casts
 from tests.faults.scenarios import RECOVERY
 
 _AFTER = 12  # operations behind a held one: it has long come to its end
-_SAMPLED = 3  # of so many cuts of a recovery one is tried
+_SAMPLED = 5  # of so many cuts of a recovery one is tried
 
 
 @pytest.mark.parametrize("theatre", casts(), indirect=True)

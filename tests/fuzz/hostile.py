@@ -24,7 +24,7 @@ from ferrotype.engine.verify import VerifyOptions, verify
 from ferrotype.errors import Cancelled, FerrotypeError
 from ferrotype.job import NullJob
 from ferrotype.objects.container import Container
-from ferrotype.objects.lock import Holder, _look
+from ferrotype.objects.holder import Holder, look
 from ferrotype.objects.machine import THIS_MACHINE
 from ferrotype.objects.memory import MemoryStore
 from ferrotype.repository import source, spare
@@ -157,7 +157,7 @@ def salvage_container(data: bytes) -> None:
 def read_lock_file(data: bytes) -> None:
     path = Path(_folder().name) / f"{os.getpid()}.lock"
     path.write_bytes(data)
-    found = _look(path)
+    found = look(path)
     if found is not None and found.holder is not None:
         assert found.holder.words.isprintable()
         _ = found.token, found.holder.runs(THIS_MACHINE)

@@ -26,10 +26,11 @@ import numpy as np
 
 from ferrotype.errors import FerrotypeError
 from ferrotype.objects.memory import MemoryStore
-from ferrotype.repository import index as ix
 from ferrotype.repository.packs import PREFIX as PACKS
 from ferrotype.repository.packs import TABLE, PackHeader
 from ferrotype.repository.sealing import Keys, Sealer
+from ferrotype.repository.segments import ENTRY, SegmentHeader, build_segment, only_used, open_long, seal_long
+from ferrotype.repository.segments import PREFIX as INDEXES
 
 MASTER: Final = bytes(range(32))
 CONFIG: Final = msgspec.json.encode(
@@ -150,22 +151,22 @@ def _segment(made: Built, sealer: Sealer, places: list[Place], parts: list[Any])
         right = places[pack][1].get(chunk, (0, 0)) if 0 <= pack < len(places) else (0, 0)
         entry = (right[0] if offset < 0 else offset, right[1] if length < 0 else length)
         rows.append((made.ids[chunk], pack % 2**32, entry[0] % 2**32, entry[1] % 2**32))
-    entries = np.array(rows, ix.ENTRY) if rows else np.zeros(0, ix.ENTRY)
+    entries = np.array(rows, ENTRY) if rows else np.zeros(0, ENTRY)
     entries = np.repeat(entries, max(1, min(_int(copies, 1), 4096)))
     names = [name for name, _ in places]
     if len(entries) and int(entries["pack"].max()) < len(names):
-        entries, names = ix.only_used(entries, names)
+        entries, names = only_used(entries, names)
     names += [n for n in _list(more) if isinstance(n, str)]
     try:
-        name, made_parts = ix.build_segment(entries, names, sealer, bytes(16))
+        name, made_parts = build_segment(entries, names, sealer, bytes(16))
     except (FerrotypeError, UnicodeEncodeError):
         return
     if _int(count) >= 0:  # another number of entries than there are, named as if it were right
-        old_id, old = bytes.fromhex(name.removeprefix(ix.PREFIX)), made_parts[1]
-        directory = ix.open_long(sealer, old_id, lambda at, length: old[at : at + length], len(old))
-        header = ix.SegmentHeader(b"FIDX", 1, _int(count) % 2**64, 0, bytes(16), 0)
+        old_id, old = bytes.fromhex(name.removeprefix(INDEXES)), made_parts[1]
+        directory = open_long(sealer, old_id, lambda at, length: old[at : at + length], len(old))
+        header = SegmentHeader(b"FIDX", 1, _int(count) % 2**64, 0, bytes(16), 0)
         segment_id = sealer.object_id("index", header.pack() + directory)
-        sealed = ix.seal_long(sealer, segment_id, directory)
-        final = ix.SegmentHeader(b"FIDX", 1, _int(count) % 2**64, len(sealed), bytes(16), 0)
-        name, made_parts = ix.PREFIX + segment_id.hex(), [final.pack(), sealed, *made_parts[2:]]
+        sealed = seal_long(sealer, segment_id, directory)
+        final = SegmentHeader(b"FIDX", 1, _int(count) % 2**64, len(sealed), bytes(16), 0)
+        name, made_parts = INDEXES + segment_id.hex(), [final.pack(), sealed, *made_parts[2:]]
     _put(made, name, made_parts)

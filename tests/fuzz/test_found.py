@@ -25,8 +25,7 @@ from ferrotype.objects.container import Container
 from ferrotype.objects.layout import ANCHORS_AT, BLOCK, RECORDS_AT, Kind, RecordHeader
 from ferrotype.objects.layout import checksum as xxh3
 from ferrotype.objects.memory import MemoryStore
-from ferrotype.repository import index as ix
-from ferrotype.repository import keys, snapshots, source
+from ferrotype.repository import keys, segments, snapshots, source
 from ferrotype.repository.keys import Cost, Secret, lock, unlock
 from ferrotype.repository.packs import read_table
 from ferrotype.repository.sealing import Keys, Sealer
@@ -175,13 +174,13 @@ def test_snapshots_that_unpack_to_gigabytes_are_left_out() -> None:
 
 def segment_of(directory: bytes, count: int, pages: list[bytes]) -> tuple[MemoryStore, str]:
     """A segment with this directory, named as it has to be."""
-    header = ix.SegmentHeader(b"FIDX", 1, count, 0, bytes(16), 0)
+    header = segments.SegmentHeader(b"FIDX", 1, count, 0, bytes(16), 0)
     segment_id = SEALER.object_id("index", header.pack() + directory)
-    sealed = ix.seal_long(SEALER, segment_id, directory)
-    final = ix.SegmentHeader(b"FIDX", 1, count, len(sealed), bytes(16), 0)
+    sealed = segments.seal_long(SEALER, segment_id, directory)
+    final = segments.SegmentHeader(b"FIDX", 1, count, len(sealed), bytes(16), 0)
     store = MemoryStore()
-    store.put(ix.PREFIX + segment_id.hex(), [final.pack(), sealed, *pages])
-    return store, ix.PREFIX + segment_id.hex()
+    store.put(segments.PREFIX + segment_id.hex(), [final.pack(), sealed, *pages])
+    return store, segments.PREFIX + segment_id.hex()
 
 
 def test_a_directory_that_unpacks_to_gigabytes_is_refused_before_it_does() -> None:
@@ -193,32 +192,33 @@ def test_a_directory_that_unpacks_to_gigabytes_is_refused_before_it_does() -> No
         sealed += len(frame).to_bytes(4, "little") + frame
     store = MemoryStore()
     store.put(
-        ix.PREFIX + segment_id.hex(), [ix.SegmentHeader(b"FIDX", 1, 0, len(sealed), bytes(16), 0).pack(), sealed]
+        segments.PREFIX + segment_id.hex(),
+        [segments.SegmentHeader(b"FIDX", 1, 0, len(sealed), bytes(16), 0).pack(), sealed],
     )
     with limited(), pytest.raises(CorruptObject, match="directory cannot be read"):
-        ix.Segment(store, ix.PREFIX + segment_id.hex(), SEALER)
+        segments.Segment(store, segments.PREFIX + segment_id.hex(), SEALER)
 
 
 def test_pages_that_unpack_to_more_than_a_page_are_refused() -> None:
-    entries = np.zeros(1024, ix.ENTRY)
-    big = np.zeros(350_000, ix.ENTRY).tobytes()
+    entries = np.zeros(1024, segments.ENTRY)
+    big = np.zeros(350_000, segments.ENTRY).tobytes()
     page_hash = SEALER.object_id("index", big)
     frame = SEALER.seal(page_hash, big).ljust(SEALER.overhead + entries.nbytes, b"\0")
-    directory = msgspec.msgpack.encode(ix.Directory(["pack/00"], bytes(8), page_hash, [len(frame)]))
-    segment = ix.Segment(*segment_of(directory, 1024, [frame]), SEALER)
+    directory = msgspec.msgpack.encode(segments.Directory(["pack/00"], bytes(8), page_hash, [len(frame)]))
+    segment = segments.Segment(*segment_of(directory, 1024, [frame]), SEALER)
     with limited(), pytest.raises(CorruptObject, match="page 0"):
         segment.page(0)
 
 
 def test_entries_that_look_alike_do_not_make_lookups_endless() -> None:
-    entries = np.zeros(200_000, ix.ENTRY)
+    entries = np.zeros(200_000, segments.ENTRY)
     for i in range(len(entries)):
         entries["id"][i] = bytes(8) + i.to_bytes(24, "big")
-    name, parts = ix.build_segment(entries, ["pack/00"], SEALER, bytes(16))
+    name, parts = segments.build_segment(entries, ["pack/00"], SEALER, bytes(16))
     store = MemoryStore()
     store.put(name, parts)
     wanted = np.frombuffer(b"".join(bytes(8) + (1 << 60 | i).to_bytes(24, "big") for i in range(1024)), "V32")
-    segment = ix.Segment(store, name, SEALER)
+    segment = segments.Segment(store, name, SEALER)
     with limited(), pytest.raises(CorruptObject, match="look alike"):
         segment.find_many(wanted)
     with limited(), pytest.raises(CorruptObject, match="look alike"):
@@ -236,7 +236,7 @@ def test_a_thousand_damaged_segments_are_gone_through(ask: str) -> None:
         [],
     ]
     built = build(msgspec.msgpack.encode(recipe))
-    for name in [name for name in built.store.objects if name.startswith(ix.PREFIX)]:
+    for name in [name for name in built.store.objects if name.startswith(segments.PREFIX)]:
         data = bytearray(built.store.objects[name])
         data[-1] ^= 1  # in the only page
         built.store.objects[name] = bytes(data)
@@ -400,13 +400,13 @@ def test_objects_of_a_terabyte_are_not_read_whole() -> None:
 
 
 def test_a_frame_of_gigabytes_is_refused_before_it_is_read() -> None:
-    entries = np.zeros(1, ix.ENTRY)
+    entries = np.zeros(1, segments.ENTRY)
     entries["length"] = 0xFFFFFFFF
-    name, parts = ix.build_segment(entries, ["pack/00"], SEALER, bytes(16))
+    name, parts = segments.build_segment(entries, ["pack/00"], SEALER, bytes(16))
     store = MemoryStore()
     store.put(name, parts)
     with pytest.raises(CorruptObject, match="longer than any"):
-        ix.Segment(store, name, SEALER).find(bytes(32))
+        segments.Segment(store, name, SEALER).find(bytes(32))
 
 
 def test_a_pack_whose_table_names_a_frame_of_gigabytes_is_refused() -> None:

@@ -292,7 +292,7 @@ def test_hostile_anchors_and_catalogs_are_refused_or_stepped_over(image: Path) -
     store = Container.create(image)
     model = fill(store, 3, 5000)
     store.flush()
-    uuid = store._records.uuid
+    uuid = store._log.records.uuid
     store.close()
     for volume, offset in ((0, 2**64 - 1), (0, 2**63), (0, 0), (0, RECORDS_AT + 7), (0, 1 << 40)):
         anchor = Anchor.make(uuid, 2**64 - 1, 5, Place(volume, offset)).pack()
@@ -321,7 +321,7 @@ def test_a_writer_takes_up_whole_records_in_order_only(image: Path) -> None:
     store.flush()
     for name in ("a", "b", "c", "d"):
         store.put(f"pack/{name}", [name.encode() * 9000])
-    torn = store._entries["pack/c"]
+    torn = store._log.entries["pack/c"]
     store.close()
     damage(image, torn.offset + 5000, b"?")
     writer = Container.open(image, writable=True)
@@ -337,10 +337,10 @@ def test_what_a_flush_covered_survives_the_loss_of_its_catalog(image: Path) -> N
     store.flush()
     second = fill(store, 3, 5000, 2)
     store.flush()
-    catalog = store._chain[-1]
+    catalog = store.catalogs()[-1]
     third = fill(store, 3, 5000, 3)
     store.flush()
-    last = store._chain[-1]
+    last = store.catalogs()[-1]
     store.close()
     for lost in (catalog, last):
         damage(image, lost.offset + 130, b"\xff\xff\xff")
@@ -359,7 +359,7 @@ def test_an_older_state_leaves_out_what_was_overwritten(image: Path) -> None:
     for name in gone:
         store.delete(name)
     store.flush()
-    last = store._chain[-1]
+    last = store.catalogs()[-1]
     store.reclaim()
     store.close()
     damage(image, last.offset + 130, b"\xff\xff\xff")
@@ -531,7 +531,7 @@ def test_check_finds_a_flip_of_any_byte_of_a_record(image: Path) -> None:
     store.put("pack/one", [os.urandom(700)])
     store.put("pack/two", [os.urandom(700)])
     store.flush()
-    entry = store._entries["pack/one"]
+    entry = store._log.entries["pack/one"]
     store.close()
     whole = image.read_bytes()
     for at in [*range(128), *range(128, entry.span, 37), entry.span - 1]:

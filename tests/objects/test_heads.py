@@ -171,7 +171,7 @@ def test_a_hole_of_terabytes_is_stepped_over(
 ) -> None:
     model = made(image)
     writer = Container.open(image, writable=True)
-    uuid = writer._records.uuid
+    uuid = writer._log.records.uuid
     writer.close()
     far = 1 << 43  # what ext4 lets a file be
     data = os.urandom(700)
@@ -183,7 +183,7 @@ def test_a_hole_of_terabytes_is_stepped_over(
         damage(image, BLOCK, b"\xff" * 2 * BLOCK)
     store = counted(image)
     assert {info.name: store.get(info.name) for info in store.list("")} == model  # it was never committed
-    names = [entry.name for entry, _ in store._records.scan(Place(0, RECORDS_AT), prove=True)]
+    names = [entry.name for entry, _ in store._log.records.scan(Place(0, RECORDS_AT), prove=True)]
     store.close()
     assert [name for name in names if name] == [*model, "pack/far"]
     assert Counted.total < 8 * MiB
@@ -213,7 +213,7 @@ def test_headers_that_claim_each_others_bytes_are_not_all_believed(
     """A whole header in each block says that eight MiB follow it, with a checksum that is wrong."""
     made(image)
     writer = Container.open(image, writable=True)
-    uuid = writer._records.uuid
+    uuid = writer._log.records.uuid
     writer.close()
     block = RecordHeader.make(Kind.OBJECT, uuid, 5, 8 * MiB - BLOCK, bytes(16), "pack/bad").pack().ljust(BLOCK, b"x")
     with image.open("ab") as file:
@@ -230,7 +230,7 @@ def hostile(image: Path, payload: bytes, room: int = 0) -> None:
     store = Container.create(image)
     store.put("config", [b"x"])
     store.flush()
-    uuid = store._records.uuid
+    uuid = store._log.records.uuid
     store.close()
     with image.open("ab") as file:
         file.truncate(file.tell() + room)

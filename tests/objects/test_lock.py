@@ -22,8 +22,9 @@ import pytest
 from ferrotype.errors import DeviceError, FerrotypeError, Locked, ObjectMissing
 from ferrotype.objects import lock as lock_module
 from ferrotype.objects.container import Container
+from ferrotype.objects.holder import lock_path, look
 from ferrotype.objects.layout import BLOCK
-from ferrotype.objects.lock import STALE, WriterLock, lock_path
+from ferrotype.objects.lock import STALE, WriterLock
 from ferrotype.objects.machine import THIS_MACHINE
 from ferrotype.objects.volumes import PosixFile, volume_path
 from ferrotype.repository.keys import Secret
@@ -385,9 +386,9 @@ def test_a_writer_that_lost_its_lock_writes_no_more(image: Path, how: str, act: 
     else:
         lock_path(image).unlink()
     before = image.read_bytes()
-    assert store._writing is not None
+    assert store._log.lock is not None
     if act == "put":  # it is found out at the next sign of life
-        store._writing.refresh()
+        store._log.lock.refresh()
     actions: dict[str, Callable[[], object]] = {
         "put": lambda: store.put("pack/three", [b"x"]),
         "flush": store.flush,
@@ -422,14 +423,14 @@ def test_a_writer_that_cannot_reach_its_lock_file_gives_up_in_time(
     def unreachable(_: Path) -> None:
         raise OSError(5, "Input/output error")
 
-    real, now = lock_module._look, lock_module._now()
-    monkeypatch.setattr(lock_module, "_look", unreachable)
+    now = lock_module._now()
+    monkeypatch.setattr(lock_module, "look", unreachable)
     monkeypatch.setattr(lock_module, "_now", lambda: now + 70)
     store.put("pack/one", [b"y"])
     monkeypatch.setattr(lock_module, "_now", lambda: now + 100)
     with pytest.raises(Locked, match="could not be refreshed"):
         store.put("pack/two", [b"y"])
-    monkeypatch.setattr(lock_module, "_look", real)
+    monkeypatch.setattr(lock_module, "look", look)
     store.close()
 
 

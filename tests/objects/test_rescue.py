@@ -12,8 +12,9 @@ from ferrotype.errors import InvalidImage, StoreError, UsageError
 from ferrotype.job import NullJob
 from ferrotype.objects import container as container_module
 from ferrotype.objects.container import Container
+from ferrotype.objects.damaged import volumes_of
 from ferrotype.objects.layout import BLOCK, Kind, RecordHeader, VolumeHeader, checksum
-from ferrotype.objects.rescue import RescueStore, volumes_of
+from ferrotype.objects.rescue import RescueStore
 from ferrotype.objects.volumes import volume_path
 
 

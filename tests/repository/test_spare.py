@@ -18,7 +18,8 @@ from ferrotype.objects.layout import BLOCK, CatalogEntry
 from ferrotype.objects.memory import MemoryStore
 from ferrotype.repository import keys, spare
 from ferrotype.repository.keys import Secret
-from ferrotype.repository.store import Repository, read_slots
+from ferrotype.repository.slots import read_slots
+from ferrotype.repository.store import Repository
 from tests.repository.small import CHUNK, QUICK, SECRET, back_up, contents, create, open_at
 
 OTHER = Secret(b"another horse")

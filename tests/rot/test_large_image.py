@@ -23,10 +23,10 @@ from ferrotype.objects.container import Container
 from ferrotype.objects.layout import ANCHORS_AT, Anchor, CatalogEntry, RecordHeader, VolumeHeader
 from ferrotype.objects.volumes import volume_path
 from ferrotype.records import Record
-from ferrotype.repository import index as index_module
+from ferrotype.repository import segments as segments_module
 from ferrotype.repository.chunkmap import MapBuilder, levels_for
-from ferrotype.repository.index import SegmentHeader
 from ferrotype.repository.packs import PackHeader
+from ferrotype.repository.segments import SegmentHeader
 from ferrotype.repository.snapshots import DiskRecord, Region
 from ferrotype.repository.source import SnapshotSource
 from ferrotype.repository.store import Repository
@@ -66,7 +66,7 @@ def large(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     cells = sorted({0, 1, 5, CELLS - 1, CELLS - 4000, *range(2000, 2000 + USED)})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(container_module, "_LEAST_SPLIT", 1 << 16)
-        patch.setattr(index_module, "_PIECE", 200)
+        patch.setattr(segments_module, "_PIECE", 200)
         store = Container.create(path, split=260 << 10)
         repository = create(store, SECRETS[request.param])
         with open_writer(repository) as writer:

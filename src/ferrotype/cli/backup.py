@@ -58,9 +58,10 @@ def command(
     changed; every snapshot is a full view.
     """
     with frame.run() as job, ExitStack() as stack:
-        from ferrotype.engine.backup import BackupOptions, backup, prepare, summary
+        from ferrotype.engine.backup import BackupOptions, backup, summary
         from ferrotype.engine.estimate import estimate
         from ferrotype.engine.images import ImageOptions, open_or_create
+        from ferrotype.engine.prepare import prepare
         from ferrotype.engine.sources import as_text, named_source
         from ferrotype.engine.space import free_for, warn_of_estimate
 
@@ -90,7 +91,8 @@ def command(
             verify_after=verify_after,
         )
         if dry_run:
-            judged = estimate(repository, prepare(repository, named, chosen, job), job)
+            disks = prepare(repository, named, job, all_sectors=all_sectors, exclude_swap_files=exclude_swap_files)
+            judged = estimate(repository, disks, job)
             warn_of_estimate(image, judged.stored_bytes, job)
             frame.show(_planned(judged) | {"free_on_target_bytes": free_for(image)}, _planned_text(judged, image))
             return

@@ -47,7 +47,7 @@ def command(
         from ferrotype.engine.forget import KeepRules, Verdict, forget, judge
         from ferrotype.engine.prune import prune
         from ferrotype.errors import UsageError
-        from ferrotype.repository.store import find_snapshot
+        from ferrotype.repository.snapshots import find_snapshot
 
         rules = KeepRules(
             keep_last, keep_hourly, keep_daily, keep_weekly, keep_monthly, keep_yearly, tuple(keep_tags)

@@ -22,7 +22,7 @@ def list_(frame: Frame, image: Path) -> None:
     with frame.run():
         from ferrotype.cli.drawing import rendered, table
         from ferrotype.engine.references import open_container
-        from ferrotype.repository.store import read_slots
+        from ferrotype.repository.slots import read_slots
 
         container = open_container(image, opener=frame.opener)
         try:

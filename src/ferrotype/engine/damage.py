@@ -19,8 +19,8 @@ from ferrotype.engine.files import Lossy, Range, Stretch, bounded, files_in, nam
 from ferrotype.errors import DeviceError, IntegrityError, StoreError
 from ferrotype.job import Job
 from ferrotype.repository.chunkmap import MapPage
-from ferrotype.repository.index import keys_of
 from ferrotype.repository.sealing import ID_SIZE, ZERO_ID, ChunkId
+from ferrotype.repository.segments import keys_of
 from ferrotype.repository.snapshots import DiskRecord, Region, Snapshot
 from ferrotype.repository.source import SnapshotSource
 from ferrotype.repository.store import Repository
@@ -64,7 +64,7 @@ def find_damage(repository: Repository, lost: set[bytes], known: Sequence[Snapsh
     hit: list[tuple[Snapshot, DiskRecord, list[Range]]] = []
     for snapshot in known:
         for disk in snapshot.disks:
-            ranges = _joined([r for region in disk.regions for r in references.lost_ranges(disk, region, job)])
+            ranges = joined([r for region in disk.regions for r in references.lost_ranges(disk, region, job)])
             if ranges:
                 hit.append((snapshot, disk, ranges))
         job.advance(0)
@@ -135,8 +135,8 @@ class _References:
             return False
 
 
-def _joined(ranges: Sequence[Range]) -> list[Range]:
-    """Ascending, neighbours as one."""
+def joined(ranges: Sequence[Range]) -> list[Range]:
+    """(start, length), ascending, neighbours as one."""
     out: list[Range] = []
     for start, length in sorted(ranges):
         if out and start <= sum(out[-1]):

@@ -10,8 +10,8 @@ from typing import Final
 import numpy as np
 
 from ferrotype.block import read
-from ferrotype.engine.backup import PreparedDisk
 from ferrotype.engine.plan import blank_gaps
+from ferrotype.engine.prepare import PreparedDisk
 from ferrotype.job import Job
 from ferrotype.repository.sealing import ZERO_ID
 from ferrotype.repository.store import Repository

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from ferrotype.engine.space import free_for_image, needed_to_rewrite
 from ferrotype.errors import IntegrityError, WriteError
 from ferrotype.job import Job
-from ferrotype.repository import index as ix
 from ferrotype.repository import spare
 from ferrotype.repository.packs import MAX_FRAMES, PackBuilder
 from ferrotype.repository.sealing import ZERO_ID, ChunkId
+from ferrotype.repository.segments import ENTRY, Entries, build_segment, keys_of, only_used
 from ferrotype.repository.store import Repository
 from ferrotype.units import format_size
 
@@ -130,7 +130,7 @@ def _mark(repository: Repository, job: Job) -> LiveKeys:
                         raise page.error or IntegrityError("a map page cannot be read")
                     seen.add(page.page_id)
                     ids = page.ids[page.ids != np.void(ZERO_ID)]
-                    fresh += [ix.keys_of(ids), np.array([int.from_bytes(page.page_id[:8], "big")], np.uint64)]
+                    fresh += [keys_of(ids), np.array([int.from_bytes(page.page_id[:8], "big")], np.uint64)]
                     count += len(ids)
                     if count > _FOLD:
                         live, fresh, count = _folded(live, fresh), [], 0
@@ -143,10 +143,10 @@ def _folded(live: LiveKeys, fresh: list[LiveKeys]) -> LiveKeys:
     return keys[np.append(True, keys[1:] != keys[:-1])] if len(keys) else keys
 
 
-def _is_live(live: LiveKeys, entries: ix.Entries) -> NDArray[np.bool_]:
+def _is_live(live: LiveKeys, entries: Entries) -> NDArray[np.bool_]:
     if not len(live):
         return np.zeros(len(entries), bool)
-    keys = ix.keys_of(entries["id"])
+    keys = keys_of(entries["id"])
     at = np.minimum(np.searchsorted(live, keys), len(live) - 1)
     hit: NDArray[np.bool_] = live[at] == keys
     return hit
@@ -187,7 +187,7 @@ def _switch(repository: Repository, live: LiveKeys, plan: _Plan, job: Job) -> No
     gone = plan.drop | plan.rewrite
     touched = [s for s in index.segments if s is index.rebuilt or not gone.isdisjoint(s.packs)]
     mover = _Mover(repository)
-    parts: list[ix.Entries] = []
+    parts: list[Entries] = []
     packs: dict[str, int] = {}
     for segment in touched:
         entries = segment.entries()
@@ -209,8 +209,8 @@ def _switch(repository: Repository, live: LiveKeys, plan: _Plan, job: Job) -> No
     everything = np.concatenate([*parts, moved]) if parts else moved
     store.flush()  # packs first: a segment must never outlive what it lists
     if len(everything):
-        everything, used = ix.only_used(everything, [*packs, *new_packs])
-        name, pieces = ix.build_segment(everything, used, repository.sealer, os.urandom(16))
+        everything, used = only_used(everything, [*packs, *new_packs])
+        name, pieces = build_segment(everything, used, repository.sealer, os.urandom(16))
         store.put(name, pieces)
     store.flush()
     for segment in touched:
@@ -230,10 +230,10 @@ class _Mover:
         self._repository = repository
         self._builder = PackBuilder()
         self._pending: list[tuple[bytes, int, int]] = []
-        self._entries: list[ix.Entries] = []
+        self._entries: list[Entries] = []
         self.packs: list[str] = []
 
-    def move(self, pack: str, entries: ix.Entries, job: Job) -> None:
+    def move(self, pack: str, entries: Entries, job: Job) -> None:
         for entry in entries[np.argsort(entries["offset"])]:
             raw, _, offset, length = entry.item()
             chunk_id = ChunkId(bytes(raw))
@@ -249,7 +249,7 @@ class _Mover:
             return
         name, parts, start = self._builder.build(self._repository.sealer)
         self._repository.store.put(name, parts)
-        entries = np.zeros(len(self._pending), ix.ENTRY)
+        entries = np.zeros(len(self._pending), ENTRY)
         entries["id"] = np.frombuffer(b"".join(i for i, _, _ in self._pending), entries["id"].dtype)
         entries["pack"] = len(self.packs)
         entries["offset"] = [start + at for _, at, _ in self._pending]
@@ -258,5 +258,5 @@ class _Mover:
         self.packs.append(name)
         self._builder, self._pending = PackBuilder(), []
 
-    def entries(self) -> ix.Entries:
-        return np.concatenate([np.zeros(0, ix.ENTRY), *self._entries])
+    def entries(self) -> Entries:
+        return np.concatenate([np.zeros(0, ENTRY), *self._entries])

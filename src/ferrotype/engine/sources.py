@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ferrotype.block.inventory import Disk, disks, lies_on, same_storage, uses
-from ferrotype.engine.backup import NamedSource
+from ferrotype.engine.prepare import NamedSource
 from ferrotype.engine.references import Access, open_disk, parse
 from ferrotype.errors import Refused, UsageError
 from ferrotype.job import Job

@@ -15,8 +15,8 @@ from typing import Final
 
 import numpy as np
 
-from ferrotype.engine.backup import PreparedDisk
 from ferrotype.engine.estimate import estimate
+from ferrotype.engine.prepare import PreparedDisk
 from ferrotype.engine.restore import Part
 from ferrotype.errors import WriteError
 from ferrotype.job import Job

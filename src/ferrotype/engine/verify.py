@@ -23,10 +23,10 @@ from ferrotype.engine.turns import Progress, begin_or_resume
 from ferrotype.errors import CorruptChunk, DeviceError, FerrotypeError, IntegrityError, StoreError
 from ferrotype.job import Job
 from ferrotype.pipeline import map_ordered
-from ferrotype.repository.index import PREFIX as INDEXES
-from ferrotype.repository.index import Segment
 from ferrotype.repository.packs import PREFIX as PACKS
 from ferrotype.repository.sealing import ChunkId
+from ferrotype.repository.segments import PREFIX as INDEXES
+from ferrotype.repository.segments import Segment
 from ferrotype.repository.store import Repository
 
 __all__ = ["Damage", "VerifyOptions", "VerifyResult", "verify"]

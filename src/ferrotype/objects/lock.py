@@ -17,8 +17,6 @@ import stat
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event, RLock, Thread
 from typing import Final, TypeVar
@@ -26,10 +24,10 @@ from typing import Final, TypeVar
 import msgspec
 
 from ferrotype.errors import DeviceError, Locked
+from ferrotype.objects.holder import Holder, LockFile, kernel_holder, lock_path, look
 from ferrotype.objects.machine import THIS_MACHINE, Machine
 from ferrotype.stall import Beat, Patience, Storage
 from ferrotype.trouble import why
-from ferrotype.version import PROGRAM
 
 T = TypeVar("T")
 
@@ -37,53 +35,7 @@ STALE: Final = 180.0  # seconds without a sign of life after which another machi
 _REFRESH: Final = 30.0  # seconds between two signs of life
 _UNSURE: Final = 60.0  # seconds after which a shared lock is looked at again before something is written
 _SETTLE: Final = 1.0  # seconds for another machine that took the same stale lock to show itself
-_MAX_FILE: Final = 4096  # bytes a lock file may have
 _TRIES: Final = 20  # lock files that come and go while one is being made
-
-
-class Holder(msgspec.Struct, frozen=True):
-    """A process that writes to an image, as its lock file names it."""
-
-    host: str
-    machine: str
-    boot: str
-    processes: str
-    pid: int
-    started: int
-    program: str
-    since: str  # RFC 3339
-    token: str  # random: no two locks are the same
-
-    @classmethod
-    def here(cls, machine: Machine) -> Holder:
-        """This process, from now on."""
-        since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        pid, program = os.getpid(), PROGRAM
-        started = machine.started(pid) or 0
-        token = os.urandom(8).hex()
-        return cls(machine.host, machine.id, machine.boot, machine.processes, pid, started, program, since, token)
-
-    def is_here(self, machine: Machine) -> bool:
-        """Whether it is, or was, a process of this machine."""
-        if self.boot and self.boot == machine.boot:
-            return True
-        return bool(self.machine) and (self.machine, self.host) == (machine.id, machine.host)
-
-    def runs(self, machine: Machine) -> bool | None:
-        """Whether a process of this machine is still there; None where that cannot be seen from here."""
-        if self.boot != machine.boot:
-            return False
-        if self.processes != machine.processes:
-            return None
-        return machine.started(self.pid) == self.started
-
-    @property
-    def words(self) -> str:
-        return f"process {self.pid} ({_plain(self.program)}, on {_plain(self.host)}) since {_plain(self.since)}"
-
-
-def _plain(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text[:64])
 
 
 def lock_for_writing(fd: int, image: Path, machine: Machine = THIS_MACHINE) -> bool:
@@ -94,11 +46,11 @@ def lock_for_writing(fd: int, image: Path, machine: Machine = THIS_MACHINE) -> b
     try:
         return machine.flock(fd)
     except BlockingIOError:
-        found = _look(lock_path(image))
+        found = look(lock_path(image))
         if found is not None and found.holder is not None and _is_likely(found.holder, fd, machine):
             who = found.holder.words
         else:
-            who = _holder(fd)
+            who = kernel_holder(fd)
         raise Locked(f"{image} is being written by {who}; wait for it to end, or stop it") from None
 
 
@@ -107,12 +59,6 @@ def _is_likely(holder: Holder, fd: int, machine: Machine) -> bool:
     if holder.is_here(machine):
         return holder.runs(machine) is not False
     return not machine.is_local(fd)
-
-
-def lock_path(image: Path) -> Path:
-    """Where an image's lock file stands: beside the file itself, whatever links led to it."""
-    real = Path(os.path.realpath(image))
-    return real.with_name(f"{real.name}.lock")
 
 
 # ---------------------------------------------------------------------- the lock that is held
@@ -187,7 +133,7 @@ class WriterLock:
             if self._lost is not None or not self._named or self._ended.is_set():
                 return self._lost is None
             try:
-                found = _look(self.path)
+                found = look(self.path)
                 if found is not None and found.token == self.holder.token:
                     self._touch()
                     self._seen = _now()
@@ -210,7 +156,7 @@ class WriterLock:
     def _remove(self) -> None:
         with self._guard, contextlib.suppress(OSError):
             if self._named and self._lost is None:
-                found = _look(self.path)
+                found = look(self.path)
                 if found is not None and found.token == self.holder.token:
                     self.path.unlink()
             self._named = False
@@ -249,11 +195,11 @@ class WriterLock:
         own = self.path.with_name(f".{self.path.name}.{self.holder.token}")
         touched = self._write_new(own)
         try:
-            found = _look(self.path)
+            found = look(self.path)
             if found is None:
                 return False
             self._refuse(found, touched - found.touched)
-            if _look(self.path) != found:
+            if look(self.path) != found:
                 return False
             own.rename(self.path)
         finally:
@@ -262,7 +208,7 @@ class WriterLock:
             time.sleep(_SETTLE)
         return True
 
-    def _refuse(self, found: _Found, age: float) -> None:
+    def _refuse(self, found: LockFile, age: float) -> None:
         """Raises Locked where the lock file that was found holds; its age is by the clock of its file system."""
         if self._local:
             return  # nobody has the flock: whoever made it is gone
@@ -279,7 +225,7 @@ class WriterLock:
 
     def _is_own(self) -> bool:
         """Whether the lock file is this lock's; on a shared file system another may have been quicker."""
-        found = _look(self.path)
+        found = look(self.path)
         if found is not None and found.token == self.holder.token:
             self._seen = _now()
             return True
@@ -334,67 +280,3 @@ def _keep(lock: weakref.ref[WriterLock], ended: Event) -> None:
 def _now() -> float:
     """Seconds that go on while the machine sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-# ---------------------------------------------------------------------- what stands in a lock file
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A lock file: who made it, if it says so, and when it was last touched by the clock of its file system."""
-
-    holder: Holder | None
-    touched: float
-    inode: int
-
-    @property
-    def token(self) -> str | None:
-        return self.holder.token if self.holder is not None else None
-
-
-def _look(path: Path) -> _Found | None:
-    """What stands at the path of a lock file; None for nothing.  Follows no link, waits for nothing."""
-    try:
-        status = path.lstat()
-    except FileNotFoundError:
-        return None
-    holder = None
-    with contextlib.suppress(OSError, msgspec.MsgspecError, ValueError, RecursionError):
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            status = os.fstat(fd)
-            data = os.read(fd, _MAX_FILE + 1) if stat.S_ISREG(status.st_mode) else b""
-        finally:
-            os.close(fd)
-        if len(data) <= _MAX_FILE:
-            holder = msgspec.json.decode(data, type=Holder)
-    return _Found(holder, status.st_mtime, status.st_ino)
-
-
-# ---------------------------------------------------------------------- what the kernel knows of a holder
-
-
-def _holder(fd: int) -> str:
-    """The process that /proc/locks names for this file, and since when it runs."""
-    status = os.fstat(fd)
-    inode = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
-            fields = line.split()
-            if "->" not in fields and "FLOCK" in fields and inode in fields:
-                pid = int(fields[4])
-                return f"process {pid} ({_name(pid)}, running since {_since(pid)})"
-    return "another process"
-
-
-def _name(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
-    return "name unknown"
-
-
-def _since(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        started = Path(f"/proc/{pid}").stat().st_ctime
-        return datetime.fromtimestamp(started, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    return "an unknown time"

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from ferrotype.errors import CorruptObject, DeviceError, IntegrityError, MissingChunk, StoreError, WriteError
 from ferrotype.pipeline import map_ordered
 from ferrotype.repository.chunkmap import ChunkMap, MapPage
-from ferrotype.repository.index import PREFIX as INDEXES
-from ferrotype.repository.index import Entries, Segment
 from ferrotype.repository.packs import PREFIX as PACKS
 from ferrotype.repository.sealing import ZERO_ID, ChunkId
+from ferrotype.repository.segments import PREFIX as INDEXES
+from ferrotype.repository.segments import Entries, Segment
 from ferrotype.repository.snapshots import DiskRecord
 from ferrotype.repository.store import Repository
 

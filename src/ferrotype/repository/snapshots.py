@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Annotated, Any, Final
 
 import msgspec
 
-from ferrotype.errors import CorruptObject, UsageError
-from ferrotype.repository.sealing import ID_SIZE, ChunkId
+from ferrotype.errors import CorruptObject, ObjectMissing, UsageError
+from ferrotype.objects import ObjectStore
+from ferrotype.repository.sealing import ID_SIZE, MAX_PLAIN, ChunkId, Sealer
 
 KIND: Final = "snapshot"
 PREFIX: Final = KIND + "/"
@@ -18,6 +20,7 @@ _MAX_DISK: Final = 1 << 62
 _LEAST_ROOM: Final = 8 << 20
 _MOST_RATIO: Final = 16
 _MAX_SECTOR: Final = 64 << 10  # bytes
+_SHORTEST_PREFIX: Final = 4  # characters of a snapshot's id that a user must give
 
 
 class Region(msgspec.Struct, frozen=True):
@@ -141,3 +144,45 @@ def _check(disk: DiskRecord) -> None:
         at += region.length
     if at != disk.size:
         raise ValueError(f"disk {disk.name!r} is not covered by its regions")
+
+
+def read_snapshots(store: ObjectStore, sealer: Sealer) -> tuple[list[Snapshot], list[str]]:
+    """All that can be read, oldest first; and what is wrong with the others."""
+    found: list[Snapshot] = []
+    damaged: list[str] = []
+    room = Room()
+    for info in store.list(PREFIX):
+        try:
+            if info.size > MAX_PLAIN + sealer.overhead:
+                raise CorruptObject(info.name, "it is larger than a snapshot's record can be")
+            frame = store.get(info.name)
+            plain = sealer.unseal_object(info.name, frame)
+            room.take(info.name, len(frame), len(plain))
+            found.append(decode(info.name, plain))
+        except (CorruptObject, ObjectMissing) as error:
+            damaged.append(str(error))
+    return sorted(found, key=lambda s: (s.created, s.id)), damaged
+
+
+def find_snapshot(known: Iterable[Snapshot], wanted: str) -> Snapshot:
+    """What a reference means: ``latest``, ``latest~N``, an id's prefix, a name, or a tag (the newest wins)."""
+    known = list(known)
+    if not known:
+        raise UsageError("the image holds no snapshot")
+    head, tilde, back = wanted.partition("~")
+    if head == "latest":
+        if tilde and not back.isdecimal():
+            raise UsageError(f"{wanted!r} is no snapshot; write latest~2 for the third newest")
+        age = int(back) if tilde else 0
+        if age >= len(known):
+            raise UsageError(f"{wanted}: the image holds only {len(known)} snapshots")
+        return known[-1 - age]
+    by_id = [s for s in known if len(wanted) >= _SHORTEST_PREFIX and s.id.startswith(wanted.lower())]
+    if len(by_id) == 1:
+        return by_id[0]
+    if len(by_id) > 1:
+        raise UsageError(f"{wanted!r} begins the ids of {len(by_id)} snapshots; give more of it")
+    named = [s for s in known if s.name == wanted or wanted in s.tags]
+    if not named:
+        raise UsageError(f"no snapshot is called {wanted!r}; `ferrotype list` shows what there is")
+    return named[-1]

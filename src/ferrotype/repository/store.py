@@ -7,7 +7,7 @@ way, from the snapshot to its maps to its chunks, and believe nothing that does 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from threading import Lock
 from typing import Final, Protocol, Self, TypeVar
@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferrotype.errors import (
-    CorruptObject,
     FerrotypeError,
     IntegrityError,
     InvalidImage,
@@ -27,8 +26,6 @@ from ferrotype.errors import (
     UsageError,
 )
 from ferrotype.objects import ObjectStore, SpaceReport
-from ferrotype.repository import keys as slots
-from ferrotype.repository import snapshots
 from ferrotype.repository.chunkmap import ChunkMap
 from ferrotype.repository.config import (
     DEFAULT_CHUNK,
@@ -39,12 +36,15 @@ from ferrotype.repository.config import (
     encode_config,
     new_config,
 )
-from ferrotype.repository.index import Index, Location
+from ferrotype.repository.index import Index
+from ferrotype.repository.keys import MASTER_SIZE, Cost, KeySlot, Secret
 from ferrotype.repository.packs import PREFIX as PACKS
 from ferrotype.repository.packs import PackTable, read_table
-from ferrotype.repository.sealing import MAX_PLAIN, ChunkId, Keys, Sealer
-from ferrotype.repository.snapshots import DiskRecord, Region, Snapshot
-from ferrotype.repository.spare import KEYS, read_heads, renew
+from ferrotype.repository.sealing import ChunkId, Keys, Sealer
+from ferrotype.repository.segments import Location
+from ferrotype.repository.slots import add_slot, master_key, put_slot, remove_slot
+from ferrotype.repository.snapshots import DiskRecord, Region, Snapshot, find_snapshot, read_snapshots
+from ferrotype.repository.spare import read_heads
 from ferrotype.units import KiB
 
 T = TypeVar("T")
@@ -53,7 +53,6 @@ _GAP: Final = 128 * KiB  # bytes of a pack read through rather than asking twice
 _MOST_READ: Final = 32 << 20  # bytes of a pack read at once: frames may be far longer than the cells they are for
 _STATES: Final = 20  # newer states that one read goes on to before it gives up
 _UNLISTED: Final = "the index lacks packs that a snapshot needs; their own tables are read, and a backup mends it"
-_SHORTEST_PREFIX: Final = 4  # characters of a snapshot's id that a user must give
 
 
 class Located(Protocol):
@@ -94,29 +93,28 @@ class Repository:
     def create(
         cls,
         store: ObjectStore,
-        secret: slots.Secret | None = None,
+        secret: Secret | None = None,
         *,
         chunk_size: int = DEFAULT_CHUNK,
         pack_size: int = DEFAULT_PACK,
         level: int = 1,
-        cost: slots.Cost | None = None,
+        cost: Cost | None = None,
     ) -> Self:
         """A new repository in an empty store; with a ``secret``, everything in it is encrypted."""
         if chunk_size & (chunk_size - 1) or not 4096 <= chunk_size <= 16 << 20:
             raise UsageError("the chunk size must be a power of two from 4KiB to 16MiB")
         if not 1 << 20 <= pack_size <= 1 << 30:
             raise UsageError("the pack size must be from 1MiB to 1GiB")
-        master = os.urandom(slots.MASTER_SIZE)
+        master = os.urandom(MASTER_SIZE)
         config = new_config(master=None if secret else master, chunk_size=chunk_size, pack_size=pack_size)
         store.put(NAME, [encode_config(config)])
         if secret:
-            slot = slots.lock(master, secret, "first", cost)
-            store.put(KEYS + slot.id, [slots.encode_slot(slot)])
+            put_slot(store, master, secret, "first", cost)
         store.flush()
         return cls(store, config, Sealer(Keys.derive(master, encrypted=config.encrypted), level), master)
 
     @classmethod
-    def open(cls, store: ObjectStore, secret: slots.Secret | None = None, *, level: int = 1) -> Self:
+    def open(cls, store: ObjectStore, secret: Secret | None = None, *, level: int = 1) -> Self:
         """Raises KeyRefused where ``secret`` is missing, wrong, or given for an image that is not encrypted."""
         for left in reversed(range(_STATES)):
             try:
@@ -127,20 +125,11 @@ class Repository:
         raise AssertionError
 
     @classmethod
-    def _open(cls, store: ObjectStore, secret: slots.Secret | None, level: int) -> Self:
+    def _open(cls, store: ObjectStore, secret: Secret | None, level: int) -> Self:
         warnings: list[str] = []
         heads = read_heads(store, warnings.append)
         config = decode_config(heads.config)
-        if config.encrypted:
-            if secret is None:
-                raise KeyRefused("the image is encrypted: give its passphrase or key file")
-            master, _ = slots.unlock(decoded_slots(heads.slots), secret)
-        else:
-            if secret is not None:
-                raise KeyRefused(
-                    "a passphrase was given, and the image is not encrypted: it may not be the one you mean"
-                )
-            master = config.clear_master
+        master = master_key(config, heads.slots, secret)
         self = cls(store, config, Sealer(Keys.derive(master, encrypted=config.encrypted), level), master)
         self.warnings += warnings
         return self
@@ -163,61 +152,31 @@ class Repository:
 
     # ------------------------------------------------------------------ keys
 
-    def add_key(self, secret: slots.Secret, label: str = "", cost: slots.Cost | None = None) -> slots.KeySlot:
+    def add_key(self, secret: Secret, label: str = "", cost: Cost | None = None) -> KeySlot:
         """One more way to open the repository.  Raises UsageError where it is not encrypted."""
         if not self.config.encrypted:
             raise UsageError("the image is not encrypted; encryption is chosen when an image is created")
-        if sum(slot.cost.work for slot in read_slots(self.store)) + (cost or slots.Cost()).work > slots.MAX_TRIED:
-            raise UsageError(
-                "the image has as many key slots as can be tried; remove one with `ferrotype key remove`"
-            )
-        slot = slots.lock(self._master, secret, label, cost)
-        self.store.put(KEYS + slot.id, [slots.encode_slot(slot)])
-        renew(self.store)
-        self.store.flush()
-        return slot
+        return add_slot(self.store, self._master, secret, label, cost)
 
-    def remove_key(self, slot_id: str) -> tuple[slots.KeySlot, SpaceReport]:
+    def remove_key(self, slot_id: str) -> tuple[KeySlot, SpaceReport]:
         """Remove a slot by its id or a unique prefix, and overwrite it where nobody reads the store.
 
         The last one stays.  Raises UsageError.
         """
-        heads = read_heads(self.store)
-        known = decoded_slots(heads.slots)
-        chosen = [slot for slot in known if slot.id.startswith(slot_id)]
-        if len(chosen) != 1:
-            raise UsageError(f"{'no' if not chosen else 'more than one'} key slot starts with {slot_id!r}")
-        if len(known) == 1:
-            raise UsageError("this is the last key slot; without it nobody could open the image again")
-        name = KEYS + chosen[0].id
-        renew(self.store, heads, without=name)  # the spare copies there are hold it, too
-        if any(info.name == name for info in self.store.list(name)):
-            self.store.delete(name)
-        self.store.flush()
-        return chosen[0], self.store.reclaim()
+        return remove_slot(self.store, slot_id)
 
     # ------------------------------------------------------------------ snapshots
 
     def snapshots(self) -> list[Snapshot]:
         """All snapshots, oldest first.  One that is damaged is left out and warned about."""
         for _ in range(_STATES):
-            state, found, damaged = self._state, list[Snapshot](), list[str]()
-            room = snapshots.Room()
-            for info in self.store.list(snapshots.PREFIX):
-                try:
-                    if info.size > MAX_PLAIN + self.sealer.overhead:
-                        raise CorruptObject(info.name, "it is larger than a snapshot's record can be")
-                    frame = self.store.get(info.name)
-                    plain = self.sealer.unseal_object(info.name, frame)
-                    room.take(info.name, len(frame), len(plain))
-                    found.append(snapshots.decode(info.name, plain))
-                except (CorruptObject, ObjectMissing) as error:
-                    damaged.append(str(error))
+            state = self._state
+            found, damaged = read_snapshots(self.store, self.sealer)
             if not damaged or not self._is_outdated(state):
                 break
         for message in damaged:
             self._warn(message)
-        return sorted(found, key=lambda s: (s.created, s.id))
+        return found
 
     def snapshot(self, wanted: str = "latest") -> Snapshot:
         """By id or its unique prefix, name, tag, ``latest`` or ``latest~2``.  Raises UsageError."""
@@ -398,45 +357,3 @@ class Repository:
 def _follows(left: Located, right: Located) -> bool:
     """Whether reading on from ``left`` soon comes to ``right``."""
     return left.pack == right.pack and 0 <= right.offset - (left.offset + left.stored) <= _GAP
-
-
-def read_slots(store: ObjectStore) -> list[slots.KeySlot]:
-    """The readable key slots, oldest first.  Raises where there are some and none can be read."""
-    return decoded_slots(read_heads(store).slots)
-
-
-def decoded_slots(payloads: Iterable[bytes]) -> list[slots.KeySlot]:
-    """Those that can be read, oldest first.  Raises where there are some and none can be read."""
-    found, damaged = [], None
-    for data in payloads:
-        try:
-            found.append(slots.decode_slot(data))
-        except InvalidImage as error:
-            damaged = error
-    if damaged is not None and not found:
-        raise damaged
-    return sorted(found, key=lambda slot: (slot.created, slot.id))
-
-
-def find_snapshot(known: Iterable[Snapshot], wanted: str) -> Snapshot:
-    """What a reference means: ``latest``, ``latest~N``, an id's prefix, a name, or a tag (the newest wins)."""
-    known = list(known)
-    if not known:
-        raise UsageError("the image holds no snapshot")
-    head, tilde, back = wanted.partition("~")
-    if head == "latest":
-        if tilde and not back.isdecimal():
-            raise UsageError(f"{wanted!r} is no snapshot; write latest~2 for the third newest")
-        age = int(back) if tilde else 0
-        if age >= len(known):
-            raise UsageError(f"{wanted}: the image holds only {len(known)} snapshots")
-        return known[-1 - age]
-    by_id = [s for s in known if len(wanted) >= _SHORTEST_PREFIX and s.id.startswith(wanted.lower())]
-    if len(by_id) == 1:
-        return by_id[0]
-    if len(by_id) > 1:
-        raise UsageError(f"{wanted!r} begins the ids of {len(by_id)} snapshots; give more of it")
-    named = [s for s in known if s.name == wanted or wanted in s.tags]
-    if not named:
-        raise UsageError(f"no snapshot is called {wanted!r}; `ferrotype list` shows what there is")
-    return named[-1]

@@ -16,10 +16,20 @@ import msgspec
 import numpy as np
 
 from ferrotype.errors import CorruptObject, FerrotypeError, WriteError
-from ferrotype.repository import index as ix
 from ferrotype.repository import snapshots, spare
 from ferrotype.repository.packs import MAX_FRAMES, PackBuilder
 from ferrotype.repository.sealing import ChunkId
+from ferrotype.repository.segments import (
+    ENTRY,
+    Entries,
+    Keys,
+    Segment,
+    build_segment,
+    keys_of,
+    merged,
+    only_used,
+    sorted_entries,
+)
 from ferrotype.repository.selfcheck import check_maps, not_read_back, unproven
 from ferrotype.repository.snapshots import DiskRecord, Snapshot
 from ferrotype.repository.store import Repository
@@ -34,7 +44,7 @@ class Recent:
 
     def __init__(self) -> None:
         self.newest: dict[bytes, tuple[int, int, int]] = {}
-        self.runs: list[tuple[ix.Keys, ix.Entries]] = []
+        self.runs: list[tuple[Keys, Entries]] = []
 
     def __contains__(self, chunk_id: bytes) -> bool:
         return chunk_id in self.newest or (bool(self.runs) and self._in_runs(chunk_id))
@@ -49,22 +59,22 @@ class Recent:
                 at += 1
         return False
 
-    def settle(self) -> ix.Entries:
+    def settle(self) -> Entries:
         """Move the newest entries into a sorted run, merging runs of like size; the entries that were moved."""
-        entries = np.zeros(len(self.newest), ix.ENTRY)
+        entries = np.zeros(len(self.newest), ENTRY)
         entries["id"] = np.frombuffer(b"".join(self.newest), entries["id"].dtype)
         numbers = np.array(list(self.newest.values()), np.uint32).reshape(-1, 3)
         for column, field in enumerate(("pack", "offset", "length")):
             entries[field] = numbers[:, column]
         self.newest = {}
-        merged = entries = ix.sorted_entries(entries)
-        while self.runs and len(self.runs[-1][1]) <= 2 * len(merged):
-            merged = ix.sorted_entries(np.concatenate([self.runs.pop()[1], merged]))
-        self.runs.append((ix.keys_of(merged["id"]), merged))
+        run = entries = sorted_entries(entries)
+        while self.runs and len(self.runs[-1][1]) <= 2 * len(run):
+            run = sorted_entries(np.concatenate([self.runs.pop()[1], run]))
+        self.runs.append((keys_of(run["id"]), run))
         return entries
 
-    def all(self) -> ix.Entries:
-        return np.concatenate([entries for _, entries in self.runs]) if self.runs else np.zeros(0, ix.ENTRY)
+    def all(self) -> Entries:
+        return np.concatenate([entries for _, entries in self.runs]) if self.runs else np.zeros(0, ENTRY)
 
 
 class Writer:
@@ -224,15 +234,15 @@ class Writer:
 
     # ------------------------------------------------------------------ index
 
-    def _located(self, entries: ix.Entries) -> ix.Entries:
+    def _located(self, entries: Entries) -> Entries:
         """Entries with offsets counted from the start of the pack object, not of its frames."""
         located = entries.copy()
         located["offset"] += np.array(self._starts, np.uint32)[entries["pack"]]
         return located
 
-    def _put_segment(self, entries: ix.Entries) -> None:
-        located, packs = ix.only_used(self._located(entries), self._packs)
-        name, parts = ix.build_segment(located, packs, self._sealer, os.urandom(16))
+    def _put_segment(self, entries: Entries) -> None:
+        located, packs = only_used(self._located(entries), self._packs)
+        name, parts = build_segment(located, packs, self._sealer, os.urandom(16))
         self._put(name, parts)
         self._segments.append(name)
 
@@ -245,10 +255,10 @@ class Writer:
         if not len(entries) and index.rebuilt is None:
             return None
         absorbed = self._absorbable(len(entries))
-        old, old_packs = ix.merged(absorbed)
+        old, old_packs = merged(absorbed)
         entries = self._located(entries)
         entries["pack"] += len(old_packs)
-        name, parts = ix.build_segment(
+        name, parts = build_segment(
             np.concatenate([old, entries]), [*old_packs, *self._packs], self._sealer, os.urandom(16)
         )
         self._put(name, parts)
@@ -260,7 +270,7 @@ class Writer:
         self._segments = []
         return name
 
-    def _absorbable(self, added: int) -> list[ix.Segment]:
+    def _absorbable(self, added: int) -> list[Segment]:
         """The mended segment, and those that are no larger than what is written along with them."""
         index = self._repository.index
         absorbed = [index.rebuilt] if index.rebuilt else []

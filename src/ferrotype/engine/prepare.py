@@ -1,0 +1,96 @@
+"""Before a backup: which disk it is, what will be read of it, and what the last backup of it knows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ferrotype.block import Source
+from ferrotype.engine.plan import DiskPlan, plan
+from ferrotype.engine.survey import Survey, survey
+from ferrotype.errors import UsageError
+from ferrotype.job import Job
+from ferrotype.repository.snapshots import DiskRecord, Snapshot
+from ferrotype.repository.store import Repository
+
+
+@dataclass(frozen=True, slots=True)
+class NamedSource:
+    """A disk to back up, and what is known of it besides its bytes."""
+
+    source: Source
+    name: str  # how the snapshot will call it
+    described: str  # what the user named
+    model: str = ""
+    serial: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedDisk:
+    """A disk that was looked at: what will be read, and what the last backup of it knows."""
+
+    named: NamedSource
+    survey: Survey
+    plan: DiskPlan
+    identity: str
+    parent: tuple[Snapshot, DiskRecord] | None
+
+
+def prepare(
+    repository: Repository,
+    sources: Sequence[NamedSource],
+    job: Job,
+    *,
+    all_sectors: bool = False,
+    exclude_swap_files: bool = False,
+) -> list[PreparedDisk]:
+    """Look at each source and decide what will be read; tells the user what is kept whole and why."""
+    if len({named.name for named in sources}) < len(sources):
+        raise UsageError("two sources have the same name; back them up one by one")
+    known = repository.snapshots()
+    prepared = []
+    for named in sources:
+        job.begin(f"looking at {named.name}")
+        surveyed = survey(named.source, exclude_swap_files=exclude_swap_files)
+        told = surveyed.told
+        for sentence in told.damage if all_sectors else [*told.damage, *told.unclean]:
+            job.warn(f"{named.name}: {sentence}")
+        for sentence in () if all_sectors else told.notes:
+            job.note(f"{named.name}: {sentence}")
+        identity = _identity(named, surveyed)
+        parent = find_parent(known, named, identity, surveyed.size)
+        chunk_size = parent[1].chunk_size if parent else repository.config.chunk_size
+        planned = plan(surveyed, chunk_size, all_sectors=all_sectors)
+        prepared.append(PreparedDisk(named, surveyed, planned, identity, parent))
+    return prepared
+
+
+# ---------------------------------------------------------------------- which disk it is
+
+
+def _identity(named: NamedSource, surveyed: Survey) -> str:
+    """What stays the same when the disk is seen again under another name."""
+    if surveyed.table is not None and surveyed.table.disk_id.strip("0-"):
+        return f"{surveyed.table.kind}:{surveyed.table.disk_id}"
+    if named.serial:
+        return f"serial:{named.serial}"
+    uuids = [volume.uuid for volume in surveyed.volumes if volume.uuid]
+    return f"volume:{uuids[0]}" if uuids else ""
+
+
+def find_parent(
+    known: Sequence[Snapshot], named: NamedSource, identity: str, size: int
+) -> tuple[Snapshot, DiskRecord] | None:
+    """The newest snapshot of the same disk: by its identity, else by name and size.
+
+    A wrong guess costs time and nothing else: ids are compared, not trusted.
+    """
+    for snapshot in reversed(known):
+        for disk in snapshot.disks:
+            if identity and disk.identity == identity:
+                return snapshot, disk
+    for snapshot in reversed(known):
+        for disk in snapshot.disks:
+            if disk.size == size and disk.name == named.name:
+                return snapshot, disk
+    return None

@@ -1,0 +1,84 @@
+"""The key slots of a stored repository: read, tried, added, removed.
+
+A slot that is added or removed changes the spare copies, too: they hold all that opens an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ferrotype.errors import InvalidImage, KeyRefused, UsageError
+from ferrotype.objects import ObjectStore, SpaceReport
+from ferrotype.repository import keys
+from ferrotype.repository.config import Config
+from ferrotype.repository.keys import Cost, KeySlot, Secret, decode_slot, encode_slot, lock, unlock
+from ferrotype.repository.spare import KEYS, read_heads, renew
+
+
+def read_slots(store: ObjectStore) -> list[KeySlot]:
+    """The readable key slots, oldest first.  Raises where there are some and none can be read."""
+    return decoded_slots(read_heads(store).slots)
+
+
+def decoded_slots(payloads: Iterable[bytes]) -> list[KeySlot]:
+    """Those that can be read, oldest first.  Raises where there are some and none can be read."""
+    found, damaged = [], None
+    for data in payloads:
+        try:
+            found.append(decode_slot(data))
+        except InvalidImage as error:
+            damaged = error
+    if damaged is not None and not found:
+        raise damaged
+    return sorted(found, key=lambda slot: (slot.created, slot.id))
+
+
+def master_key(config: Config, payloads: Sequence[bytes], secret: Secret | None) -> bytes:
+    """What unlocks the repository.
+
+    Raises KeyRefused where ``secret`` is missing, wrong, or given for a repository that is not encrypted.
+    """
+    if config.encrypted:
+        if secret is None:
+            raise KeyRefused("the image is encrypted: give its passphrase or key file")
+        return unlock(decoded_slots(payloads), secret)[0]
+    if secret is not None:
+        raise KeyRefused("a passphrase was given, and the image is not encrypted: it may not be the one you mean")
+    return config.clear_master
+
+
+def put_slot(store: ObjectStore, master: bytes, secret: Secret, label: str, cost: Cost | None) -> KeySlot:
+    """One more slot, which is durable and copied once the caller sees to it."""
+    slot = lock(master, secret, label, cost)
+    store.put(KEYS + slot.id, [encode_slot(slot)])
+    return slot
+
+
+def add_slot(store: ObjectStore, master: bytes, secret: Secret, label: str, cost: Cost | None) -> KeySlot:
+    """One more slot, durable.  Raises UsageError where there are as many as can be tried."""
+    if sum(slot.cost.work for slot in read_slots(store)) + (cost or Cost()).work > keys.MAX_TRIED:
+        raise UsageError("the image has as many key slots as can be tried; remove one with `ferrotype key remove`")
+    slot = put_slot(store, master, secret, label, cost)
+    renew(store)
+    store.flush()
+    return slot
+
+
+def remove_slot(store: ObjectStore, slot_id: str) -> tuple[KeySlot, SpaceReport]:
+    """Remove a slot by its id or a unique prefix, and overwrite it where nobody reads the store.
+
+    The last one stays.  Raises UsageError.
+    """
+    heads = read_heads(store)
+    known = decoded_slots(heads.slots)
+    chosen = [slot for slot in known if slot.id.startswith(slot_id)]
+    if len(chosen) != 1:
+        raise UsageError(f"{'no' if not chosen else 'more than one'} key slot starts with {slot_id!r}")
+    if len(known) == 1:
+        raise UsageError("this is the last key slot; without it nobody could open the image again")
+    name = KEYS + chosen[0].id
+    renew(store, heads, without=name)  # the spare copies there are hold it, too
+    if any(info.name == name for info in store.list(name)):
+        store.delete(name)
+    store.flush()
+    return chosen[0], store.reclaim()
