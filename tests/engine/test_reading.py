@@ -14,6 +14,7 @@ from ferrotype.block import Source, read
 from ferrotype.block.device import open_source
 from ferrotype.block.memory import MemoryDisk
 from ferrotype.engine.backup import BackupOptions
+from ferrotype.engine.restore import Part, RestoreOptions, restore
 from ferrotype.engine.survey import survey
 from ferrotype.errors import ReadError
 from ferrotype.extents import ExtentMap, State
@@ -93,6 +94,15 @@ def test_unreadable_sectors_are_zeros_and_are_recorded(bad: Ranges, step: int) -
         assert "old disk" in warning
         assert f"{end - start} bytes at {start}" in warning
     assert source.failed <= sum(-(-(end - start) // min(step, CHUNK)) for start, end in bad) + 40
+
+    told, target = NullJob(), MemoryDisk(len(content))
+    restore(Part(repository, snapshot.disks[0], 0, len(content)), target, RestoreOptions(), told)
+    assert target.data == wanted
+    assert len(told.warnings) == min(len(joined), 21)
+    assert f"{joined[0][1] - joined[0][0]} bytes at {joined[0][0]} are zeros" in told.warnings[0]
+    told = NullJob()
+    restore(Part(repository, snapshot.disks[0], 0, MiB), MemoryDisk(MiB), RestoreOptions(), told)
+    assert not told.warnings  # nothing is lost in that part
 
 
 def test_an_unreadable_sector_that_no_file_system_uses_is_no_loss(bare: Disk) -> None:

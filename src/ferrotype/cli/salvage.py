@@ -101,4 +101,4 @@ def _text(result: SalvageResult, image: Path, out: Path | None) -> str:
     )
     if result.unused:
         text += f", {result.unused} that no snapshot found needs"
-    return text + (f"; {len(result.kept)} snapshots are in {out} now" if out is not None else "")
+    return text + (f"; kept in {out}: {len(result.kept)}" if out is not None else "")

@@ -31,6 +31,7 @@ from ferrotype.units import MiB, format_size
 from ferrotype.volumes.relocate import moved_backup
 
 _BATCH: Final = MiB  # bytes of the disk a worker restores at a time
+_NAMED: Final = 20  # lost ranges that are told one by one
 _LOOKUP: Final = 256  # map pages whose chunks are located together: 262,144 ids, so a large index is swept seldom
 
 
@@ -134,7 +135,20 @@ def restore(
     job.begin("flushing")
     sink.flush()
     result.seconds = time.monotonic() - began
+    _say_what_was_lost(part, job)
     return result
+
+
+def _say_what_was_lost(part: Part, job: Job) -> None:
+    """The zeros that stand for what the backup could not read, or salvage could not save, are no content."""
+    lost = [r for r in part.disk.unreadable if r[0] < part.start + part.length and sum(r) > part.start]
+    for start, length in lost[:_NAMED]:
+        job.warn(
+            f"{part.disk.name}: {length} bytes at {start} are zeros: they could not be read when the backup was made"
+        )
+    if len(lost) > _NAMED:
+        rest = sum(length for _, length in lost[_NAMED:])
+        job.warn(f"{part.disk.name}: so are {rest} bytes in {len(lost) - _NAMED} more places")
 
 
 def _move_backup_table(part: Part, sink: Sink, job: Job) -> bool:
