@@ -80,7 +80,9 @@ def _suppressed() -> Iterator[None]:
 def _folder() -> tempfile.TemporaryDirectory[str]:
     """In memory where there is such a place: an image is written for each execution."""
     memory = Path("/dev/shm")
-    return tempfile.TemporaryDirectory(prefix="ferrotype-fuzz-", dir=memory if os.access(memory, os.W_OK) else None)
+    return tempfile.TemporaryDirectory(
+        prefix=f"ferrotype-fuzz-{os.getpid()}-", dir=memory if os.access(memory, os.W_OK) else None
+    )
 
 
 # ---------------------------------------------------------------------- containers

@@ -22,6 +22,7 @@ import mmap
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -33,6 +34,7 @@ from typing import Any, Final
 _SLICE: Final = 120  # seconds
 _HANG: Final = 120  # seconds of an execution that no longer answers
 _MOST_INPUT: Final = 1 << 20  # bytes
+_MOST_KEPT: Final = 2 << 30  # bytes: atheris loses the result of each comparison of arrays, and the slice ends here
 _HEAD: Final = 16  # of the shared page: executions u64, length of the input u64; then the input
 
 
@@ -115,8 +117,18 @@ def _guided(name: str, out: Path, seconds: float, seed: int, limit: float) -> No
 
     flags = [f"-max_total_time={seconds:.0f}", f"-seed={seed}", f"-max_len={_MOST_INPUT}", "-len_control=0"]
     flags += ["-rss_limit_mb=3000", f"-timeout={2 * _HANG}", "-verbosity=1", f"-artifact_prefix={out}/crash-{name}-"]
-    atheris.Setup(["fuzz", *flags, str(folder)], bench, custom_mutator=change)
+
+    def once(data: bytes) -> None:
+        bench(data)
+        if _resident() > _MOST_KEPT:
+            os._exit(0)  # as the engine does; what it found is stored
+
+    atheris.Setup(["fuzz", *flags, str(folder)], once, custom_mutator=change)
     atheris.Fuzz()
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
 def _slice(name: str, out: Path, seconds: float, seed: int, *, blind: bool) -> dict[str, object]:
@@ -132,6 +144,8 @@ def _slice(name: str, out: Path, seconds: float, seed: int, *, blind: bool) -> d
     except subprocess.TimeoutExpired:
         child.kill()
         _, told = child.communicate()
+    for left in Path("/dev/shm").glob(f"ferrotype-fuzz-{child.pid}-*"):  # the engine ends without a farewell
+        shutil.rmtree(left, ignore_errors=True)
     page, text = _page(out, child.pid), told.decode("utf-8", "replace")
     raw = page.read_bytes()
     page.unlink()

@@ -10,10 +10,11 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+import xxhash
 
 from ferrotype.block import read
 from ferrotype.engine.checksum import checksum
-from ferrotype.engine.salvage import salvage
+from ferrotype.engine.salvage import SalvageResult, salvage
 from ferrotype.engine.survey import survey
 from ferrotype.engine.verify import VerifyOptions, verify
 from ferrotype.errors import Cancelled, CorruptObject, InvalidImage, KeyRefused, UsageError
@@ -25,9 +26,9 @@ from ferrotype.objects.container import Container
 from ferrotype.objects.layout import ANCHORS_AT, BLOCK, RECORDS_AT, Kind, RecordHeader
 from ferrotype.objects.layout import checksum as xxh3
 from ferrotype.objects.memory import MemoryStore
-from ferrotype.repository import keys, segments, snapshots, source
+from ferrotype.repository import bare_frames, keys, segments, snapshots, source
 from ferrotype.repository.keys import Cost, Secret, lock, unlock
-from ferrotype.repository.packs import read_table
+from ferrotype.repository.packs import PackBuilder, read_table
 from ferrotype.repository.sealing import Keys, Sealer
 from ferrotype.repository.source import SnapshotSource
 from ferrotype.repository.store import Repository
@@ -458,3 +459,150 @@ def test_salvage_does_not_look_for_packs_in_holes(tmp_path: Path) -> None:
     with limited():
         result = salvage(path, lambda _: None, NullJob(), workers=1)
     assert not result.complete
+
+
+def salvaged(path: Path, memory: int = 500 * MiB) -> SalvageResult:
+    with limited(memory=memory):
+        return salvage(path, lambda _: None, NullJob(), workers=1)
+
+
+def with_snapshot(path: Path) -> None:
+    with create(Container.create(path)) as repository:
+        back_up(repository, disk_content(6, 1), "one")
+
+
+@pytest.mark.parametrize(("volume", "offset"), [(1 << 63, 0), (0, 1 << 63), (0, -(1 << 63)), (7, 0)])
+def test_salvage_drops_what_lies_outside_of_the_files(tmp_path: Path, volume: int, offset: int) -> None:
+    path = tmp_path / "far.ferro"
+    store = Container.create(path)
+    with create(store) as repository:
+        back_up(repository, disk_content(6, 1), "one")
+        live = store.live()
+    data = bytearray(path.read_bytes())
+    uuid, added = bytes(data[16:32]), []
+    for entry in live:
+        far = entry.name.startswith("pack/")
+        place = (volume, offset) if far else (entry.volume, entry.offset)
+        added.append((entry.name, *place, entry.length, entry.sequence))
+        if far:  # only the index, and a catalog that lies, know of it
+            data[entry.offset : entry.offset + RecordHeader.SIZE + 4] = bytes(RecordHeader.SIZE + 4)
+    for number, length in enumerate((100, 1 << 40, (1 << 63) - 1, (1 << 64) - 1)):
+        kinds = ("pack", "index", "snapshot", "key")
+        added += [(f"{kind}/{number:032x}", volume, offset, length, 900 + number) for kind in kinds]
+    path.write_bytes(data)
+    with_catalog(path, msgspec.msgpack.encode([None, added, []]))
+    with path.open("ab") as file:
+        file.write(RecordHeader.make(Kind.OBJECT, uuid, 2000, (1 << 64) - 1, bytes(16), "pack/" + "a" * 32).pack())
+    result = salvaged(path)
+    assert len(result.lost_snapshots) == 4
+    assert [one.complete for one in result.snapshots] == [True]
+
+
+def test_packs_that_only_the_index_knows_are_looked_for_all_at_once(tmp_path: Path) -> None:
+    """Each of 300 may stand at each of 4,096 blocks."""
+    path = tmp_path / "lost.ferro"
+    store = Container.create(path)
+    with create(store) as repository:
+        back_up(repository, disk_content(6, 1), "one")
+        packs = [entry for entry in store.live() if entry.name.startswith("pack/")]
+        entries = np.zeros(300 * 64, segments.ENTRY)
+        entries["id"] = np.frombuffer(np.random.default_rng(1).bytes(len(entries) * 32), "V32")
+        entries["pack"], entries["offset"] = np.divmod(np.arange(len(entries)), 64)
+        entries["offset"] *= 4000
+        entries["length"] = 4000
+        name, parts = segments.build_segment(
+            entries, [f"pack/{i:032x}" for i in range(300)], repository.sealer, bytes(16)
+        )
+        store.put(name, parts)
+        store.flush()
+    data = bytearray(path.read_bytes())
+    moved = data[packs[0].offset : packs[0].offset + packs[0].span]
+    for entry in packs:
+        data[entry.offset : entry.offset + entry.span] = bytes([7]) * entry.span
+    data += bytes([7]) * (16 * MiB) + moved  # one of the lost packs, far from where it was
+    path.write_bytes(data)
+    with limited():
+        result = salvage(path, lambda _: None, NullJob(), workers=1)
+    assert result.intact > 0
+
+
+def test_objects_of_holes_are_not_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "holes.ferro"
+    with_snapshot(path)
+    uuid, at = path.read_bytes()[16:32], -(-path.stat().st_size // BLOCK) * BLOCK
+    names = ["snapshot/" + "ab" * 16, "pack/" + "ab" * 16, "index/" + "ab" * 16, "key/" + "ab" * 16]
+    with path.open("r+b") as file:
+        for number, name in enumerate(names):
+            file.seek(at + number * BLOCK)
+            file.write(RecordHeader.make(Kind.OBJECT, uuid, 2000, 3 << 30, bytes(16), name).pack())
+        file.truncate(4 << 30)
+    result = salvaged(path, 150 * MiB)
+    assert len(result.snapshots) == 1
+    assert result.snapshots[0].complete
+
+
+def test_a_catalog_of_a_hole_is_not_read(image: Path) -> None:
+    size, length = image.stat().st_size, 250 * MiB
+    uuid, digest = image.read_bytes()[16:32], xxhash.xxh3_128()
+    for _ in range(length // MiB):
+        digest.update(bytes(MiB))
+    with image.open("r+b") as file:
+        file.seek(-(-size // BLOCK) * BLOCK)
+        file.write(RecordHeader.make(Kind.CATALOG, uuid, 1000, length, digest.digest(), "").pack())
+        file.truncate(size + length + 2 * BLOCK)
+    salvaged(image, 150 * MiB)
+
+
+def test_a_record_that_stands_thousands_of_times_is_looked_into_a_few_times(tmp_path: Path) -> None:
+    """All of one pack, whose table lists 4,000 chunks: as many places each, were every one of them kept."""
+    path = tmp_path / "often.ferro"
+    store = Container.create(path)
+    with create(store) as repository:
+        back_up(repository, disk_content(6, 1), "one")
+        builder = PackBuilder()
+        for number in range(4000):
+            builder.add(number.to_bytes(32, "big"), b"")
+        name, parts, _ = builder.build(repository.sealer)
+        store.put(name, parts)
+        store.flush()
+        entry = next(entry for entry in store.live() if entry.name == name)
+    data = bytearray(path.read_bytes())
+    head = bytes(data[entry.offset : entry.offset + RecordHeader.SIZE])
+    rest = bytes(data[entry.offset + RecordHeader.SIZE : entry.offset + entry.span])
+    data += 4000 * head + rest  # only the last of them is whole
+    path.write_bytes(data)
+    result = salvaged(path, 150 * MiB)
+    assert result.snapshots[0].complete
+
+
+def test_bytes_that_all_look_like_heads_of_frames_take_little_memory() -> None:
+    looks = (b"\1" + bytes(7)) * (MiB // 8)
+    data = looks * 24  # what is read at a time
+    with limited(memory=100 * MiB):
+        assert not list(bare_frames._heads(data, frozenset({4096})))
+
+
+def test_a_page_that_a_directory_names_often_takes_little_memory(tmp_path: Path) -> None:
+    """Two directories that name one page 1,500 times each."""
+    path = tmp_path / "few.ferro"
+    store = Container.create(path)
+    with create(store) as repository:
+        back_up(repository, disk_content(6, 1), "one")
+        entries = np.zeros(1024, segments.ENTRY)
+        entries["id"] = np.frombuffer(np.random.default_rng(1).bytes(len(entries) * 32), "V32")
+        page = entries.tobytes()
+        page_hash = repository.sealer.object_id("index", page)
+        frame = repository.sealer.seal(page_hash, page, compress=False)
+        count = 1500
+        directory = segments.Directory(
+            ["pack/" + "ab" * 16], bytes(8 * count), page_hash * count, [len(frame)] * count
+        )
+        for number in range(2):
+            plain = msgspec.msgpack.encode(directory)
+            header = segments.SegmentHeader(b"FIDX", 1, 1024 * count, 0, bytes(15) + bytes([number]), 0)
+            segment_id = repository.sealer.object_id("index", header.pack() + plain)
+            sealed = segments.seal_long(repository.sealer, segment_id, plain)
+            final = segments.SegmentHeader(b"FIDX", 1, 1024 * count, len(sealed), header.salt, 0)
+            store.put("index/" + segment_id.hex(), [final.pack(), sealed, *[frame] * count])
+        store.flush()
+    salvaged(path, 150 * MiB)

@@ -39,7 +39,7 @@ from ferrotype.repository.config import DEFAULT_CHUNK, DEFAULT_PACK, Config, dec
 from ferrotype.repository.config import NAME as CONFIG
 from ferrotype.repository.keys import KeySlot, decode_slot, unlock
 from ferrotype.repository.remains import Remains
-from ferrotype.repository.sealing import ID_SIZE, ZERO_ID, Keys, Sealer
+from ferrotype.repository.sealing import ID_SIZE, MAX_PLAIN, ZERO_ID, Keys, Sealer
 from ferrotype.repository.snapshots import Snapshot
 from ferrotype.repository.spare import KEYS, Heads, read_heads
 from ferrotype.repository.store import Repository
@@ -205,9 +205,13 @@ def _snapshots(store: RescueStore, sealer: Sealer, result: SalvageResult) -> lis
         if not name.startswith(records.PREFIX):
             continue
         for piece in pieces:
+            if piece.length > MAX_PLAIN + sealer.overhead:
+                continue
             frame = store.read(piece, 0, piece.length)
             try:
                 plain = sealer.unseal_object(name, frame)
+                if len(frame) > len(plain) + sealer.overhead:
+                    raise CorruptObject(name, "its frame is longer than what is in it")
                 room.take(name, len(frame), len(plain))
                 found.append((records.decode(name, plain), frame))
             except CorruptObject:

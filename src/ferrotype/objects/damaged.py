@@ -71,6 +71,11 @@ class DamagedVolume:
         self.size = self.file.size()
         self.bad: list[tuple[int, int]] = []  # start, end; ascending
 
+    @property
+    def stored(self) -> int:
+        """Bytes of storage it takes up: what it says about more is a hole.  Its size where that is not known."""
+        return self.file.allocated() or self.size
+
     def read(self, offset: int, length: int) -> bytes:
         end = min(offset + length, self.size)
         if offset < 0 or end <= offset:
@@ -91,10 +96,11 @@ class DamagedVolume:
                 data = self.file.read(low, high - low)
                 out[low - offset : low - offset + len(data)] = data
             except DeviceError:
-                if high - low <= BLOCK:
-                    bisect.insort(self.bad, (low, high))
+                first, behind = low // BLOCK, -(-high // BLOCK)  # sectors never reach across a block's edge
+                if behind - first == 1:
+                    bisect.insort(self.bad, (first * BLOCK, min(behind * BLOCK, self.size)))
                     continue
-                middle = max((low + high) // 2 // BLOCK * BLOCK, low + 1)
+                middle = (first + behind) // 2 * BLOCK
                 pieces += [(middle, high), (low, middle)]
         return bytes(out)
 

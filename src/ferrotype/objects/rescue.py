@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Final
 
 from ferrotype.errors import CorruptObject, ObjectMissing, StoreError
 from ferrotype.job import Job
@@ -22,6 +23,10 @@ from ferrotype.objects.damaged import DamagedVolume, volumes_of
 from ferrotype.objects.layout import BLOCK, Kind, RecordHeader
 from ferrotype.objects.searching import Finds, Found, search
 from ferrotype.objects.volumes import Opener, PosixFile, volume_path
+
+_MOST_PLACES: Final = 16  # of one object: a record that stands a million times would be looked into as often
+_LONGEST: Final = 1 << 40  # bytes of a payload that may be one
+_NOWHERE: Final = -1  # no volume: it is missing, or what it should hold lies outside of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,7 @@ class RescueStore:
         self.extra: dict[str, bytes] = {}  # objects that stand in memory
         self._volumes: dict[int, DamagedVolume] = {}
         self._finds = Finds()
+        self._ends: dict[tuple[int, int], set[int]] = {}  # where payloads of whole records end: where the records do
 
     @classmethod
     def open(cls, path: Path, job: Job, opener: Opener = PosixFile) -> RescueStore:
@@ -84,21 +90,30 @@ class RescueStore:
             places = (self.deleted if gone else self.pieces).setdefault(record.name, [])
             volume = self._volumes[record.volume]
             start = record.offset + RecordHeader.SIZE
+            if record.length > _LONGEST:
+                continue
             places.append(Piece(record.volume, start, record.length, record.whole))
             following = behind.get((record.volume, record.offset), -1)
             following = volume.size if following < record.offset else following
             if not record.whole and following < record.end:  # something was cut out: what is behind has moved up
                 moved = following - record.end
                 places.append(Piece(record.volume, start + moved, record.length))
+        for record in (f for f in found if f.whole):
+            payload_end = record.offset + RecordHeader.SIZE + record.length
+            self._ends.setdefault((record.volume, payload_end), set()).add(record.end)
         for name in list(self.deleted):
             if name in self.pieces:
                 self.pieces[name] += self.deleted.pop(name)
         self._places_told(records)
-        for places in self.pieces.values():
+        for places in (*self.deleted.values(), *self.pieces.values()):
             places.sort(key=lambda piece: not piece.whole)
+            del places[_MOST_PLACES:]
+            if not places:  # outside of the files, and still an object that is known
+                places.append(Piece(_NOWHERE, 0, 1))
         self.damaged = sorted(name for name, places in self.pieces.items() if not places[0].whole)
         if self.damaged:
-            self.problems.append(f"{len(self.damaged)} objects are not whole, {self.damaged[0]} among them")
+            more = len(self.damaged) - 1
+            self.problems.append(f"not whole: {self.damaged[0]}" + (f" and {more} more" if more else ""))
         away = {entry.volume for entry in self._finds.told.state.values()} - self._volumes.keys()
         away |= set(range(max(self._volumes))) - self._volumes.keys()
         for number in sorted(away)[:10]:
@@ -131,12 +146,10 @@ class RescueStore:
             if after := numbered.get((entry.volume, entry.sequence + 1)):
                 starts.append(after.offset - entry.span)
             size = self._volumes[entry.volume].size if entry.volume in self._volumes else 0
-            for start in dict.fromkeys(starts):
+            for start in dict.fromkeys(starts) if 0 <= entry.length <= _LONGEST else ():
                 piece = Piece(entry.volume, start + RecordHeader.SIZE, entry.length)
                 if piece not in places and piece.start + piece.length >= RecordHeader.SIZE and piece.start < size:
                     places.append(piece)
-            if not places:  # of a volume that is missing, or behind the end
-                places.append(Piece(entry.volume, entry.offset + RecordHeader.SIZE, entry.length))
 
     # ------------------------------------------------------------------ what no record explains
 
@@ -159,11 +172,7 @@ class RescueStore:
 
     def grids(self, dark: Piece) -> set[int]:
         """Where in the first block of a dark range records may begin: as in the file, as behind it, as before it."""
-        before = {
-            (record.end - dark.start) % BLOCK
-            for record in self._finds.records
-            if (record.volume, record.offset + RecordHeader.SIZE + record.length) == (dark.volume, dark.start)
-        }
+        before = {(end - dark.start) % BLOCK for end in self._ends.get((dark.volume, dark.start), ())}
         return before | {-dark.start % BLOCK, dark.length % BLOCK}
 
     def read(self, piece: Piece, offset: int, length: int) -> bytes:

@@ -37,6 +37,11 @@ from ferrotype.units import KiB, MiB
 _WINDOW: Final = 8 * MiB  # bytes searched at a time; the first look behind a record is a short one
 _GLANCE: Final = 8 * KiB
 _MAX_CATALOG: Final = 256 * MiB
+_MAX_ENTRIES: Final = 1 << 22  # of a catalog
+_SPACE: Final = 4096  # of a small one
+_LEAST_ENTRY: Final = 8  # bytes of one, with a name that tells it from others
+_PACKED: Final = 16  # times that a file system may have made a payload smaller
+_USUAL: Final = 64 * MiB  # bytes of a payload that need not be a hole in any file
 _MAX_RECORDS: Final = 10_000_000  # 160 TB in packs of the usual size
 _DISPROVED: Final = 8  # times the size of the volumes that payloads which are not whole may be read for
 
@@ -102,6 +107,7 @@ def _records(volumes: Volumes, job: Job) -> list[Found]:
     total = sum(volume.size for volume in volumes.values())
     job.begin("searching", total)
     budget = _DISPROVED * total
+    most = _USUAL + _PACKED * sum(volume.stored for volume in volumes.values())
     for number, volume in volumes.items():
         at = told = 0
         while (at := _next_magic(volume, at)) >= 0:
@@ -112,7 +118,7 @@ def _records(volumes: Volumes, job: Job) -> list[Found]:
                 continue
             end = at + RecordHeader.SIZE + header.length
             whole = False
-            if header.kind != Kind.FILLER and end <= volume.size and budget > 0:
+            if header.kind != Kind.FILLER and end <= volume.size and header.length <= most and budget > 0:
                 whole = _checksum(volume, at + RecordHeader.SIZE, header.length) == header.payload_check
                 budget -= 0 if whole else header.length
             found.append(
@@ -204,10 +210,13 @@ def _judge_heads(volumes: Volumes, finds: Finds) -> int:
 def _read_catalogs(volumes: Volumes, finds: Finds, anchored: int) -> None:
     told = finds.told
     broken = False
-    records = [f for f in finds.records if f.kind == Kind.CATALOG and f.whole and f.length <= _MAX_CATALOG]
+    stored = sum(volume.stored for volume in volumes.values())
+    most = min(_MAX_CATALOG, MiB + _PACKED * stored)  # one that is a hole has nothing to say
+    records = [f for f in finds.records if f.kind == Kind.CATALOG and f.whole and f.length <= most]
     for record in sorted(records, key=lambda f: f.sequence):
         try:
-            catalog = decode_catalog(volumes[record.volume].read(record.offset + RecordHeader.SIZE, record.length))
+            payload = volumes[record.volume].read(record.offset + RecordHeader.SIZE, record.length)
+            catalog = decode_catalog(payload, min(_MAX_ENTRIES, _SPACE + len(payload) // _LEAST_ENTRY))
         except InvalidImage as error:
             finds.problems.append(str(error))
             continue

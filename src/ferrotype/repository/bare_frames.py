@@ -27,6 +27,7 @@ else:
     from backports import zstd
 
 _WINDOW: Final = 8 * MiB  # bytes searched at a time
+_SLICE: Final = MiB  # bytes of it looked at in one sweep: where all look alike, each takes forty times as many
 _REACH: Final = GiB  # bytes that one piece of found frames covers: their offsets in it have 32 bits
 _ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 
@@ -49,11 +50,13 @@ class BareFrames:
         for dark in self.store.dark():
             for low in range(0, dark.length, _REACH):
                 piece = Piece(dark.volume, dark.start + low, min(_REACH, dark.length - low))
-                found = list(self._frames(piece, dark.length - low))
+                found: dict[bytes, tuple[int, int]] = {}  # each was opened: one place of a chunk is enough
+                for chunk_id, offset, length in self._frames(piece, dark.length - low):
+                    found.setdefault(chunk_id, (offset, length))
                 if found:
                     entries = np.zeros(len(found), ENTRY)
-                    entries["id"] = np.frombuffer(b"".join(e[0] for e in found), f"V{ID_SIZE}")
-                    entries["offset"], entries["length"] = [e[1] for e in found], [e[2] for e in found]
+                    entries["id"] = np.frombuffer(b"".join(found), f"V{ID_SIZE}")
+                    entries["offset"], entries["length"] = np.array(list(found.values())).T
                     yield Piece(piece.volume, piece.start, dark.length - low), entries
 
     def _frames(self, piece: Piece, room: int) -> Iterator[tuple[bytes, int, int]]:
@@ -61,7 +64,7 @@ class BareFrames:
         while low < piece.length:
             low = max(low, min(self.store.stored_from(piece, low), piece.length))
             data = self.store.read(piece, low, min(_WINDOW + MAX_PLAIN + 64, room - low))
-            for head in _heads(data[: _WINDOW + FRAME_HEAD + 4], self.lengths):
+            for head in _heads(data, self.lengths):
                 if low + head < at:
                     continue  # inside a frame that was decompressed
                 self.job.advance(0)  # there may be millions of them, each as dear as a chunk
@@ -91,8 +94,14 @@ class BareFrames:
         return self.sealer.id_of(view[FRAME_HEAD : FRAME_HEAD + length]), FRAME_HEAD + length
 
 
-def _heads(data: bytes, lengths: frozenset[int]) -> list[int]:
-    """Offsets at which a frame's head may stand."""
+def _heads(data: bytes, lengths: frozenset[int]) -> Iterator[int]:
+    """Offsets in the first window at which a frame's head may stand."""
+    for at in range(0, min(len(data), _WINDOW), _SLICE):
+        for head in _heads_in(data[at : min(at + _SLICE, _WINDOW) + FRAME_HEAD + 4], lengths):
+            yield at + head
+
+
+def _heads_in(data: bytes, lengths: frozenset[int]) -> list[int]:
     count = len(data) - FRAME_HEAD - len(_ZSTD_MAGIC)
     if count <= 0:
         return []

@@ -8,24 +8,26 @@ A pack that nothing but the index knows is looked for at every block that no who
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Final
 
 import numpy as np
 
-from ferrotype.errors import CorruptChunk, CorruptObject
+from ferrotype.errors import CorruptObject
 from ferrotype.job import Job
-from ferrotype.objects.layout import BLOCK, RecordHeader, padded
+from ferrotype.objects.layout import BLOCK, checksum
 from ferrotype.objects.rescue import Piece, RescueStore
 from ferrotype.repository.packs import MAGIC, PackHeader, PackTable, name_of_table, open_table, read_header
 from ferrotype.repository.packs import PREFIX as PACKS
-from ferrotype.repository.sealing import FRAME_HEAD, Sealer
+from ferrotype.repository.placing import open_entry, place
+from ferrotype.repository.sealing import ZERO_ID, Sealer
 from ferrotype.repository.segments import ENTRY, Entries, Segment
 from ferrotype.repository.segments import PREFIX as INDEXES
 from ferrotype.units import MiB
 
 _WINDOW: Final = 8 * MiB  # bytes searched at a time
-_TRIES: Final = 5_000_000  # places at which packs without header are looked for
+_TRIES: Final = 4_000_000  # names that tables without one are tried with, and blocks of them
+_MOST_PLACES: Final = 16  # of one pack
 
 
 def gather(store: RescueStore, sealer: Sealer, job: Job) -> Iterator[tuple[Piece, Entries]]:
@@ -45,21 +47,22 @@ class _Gathering:
     def entries(self) -> Iterator[tuple[Piece, Entries]]:
         packs = _named(self._store, PACKS)
         self._job.begin("reading the tables of packs", len(packs))
-        tables: dict[str, PackTable] = {}
+        tables: dict[str, Entries] = {}
         for name, pieces in packs.items():
             if (table := self._first_table(name, pieces)) is not None:
-                tables[name] = table
+                tables[name] = _entries(table)
             self._job.advance(1)
         self._job.begin("looking for packs without a header")
         lacking = packs.keys() - tables.keys()
         segments, listed = self._segments()
         nameless = (listed | lacking) - tables.keys()
         for name, piece, table in self._nameless(nameless, tables, packs):
-            tables.setdefault(name, table)
-            packs.setdefault(name, []).append(piece)
-        for name, table in tables.items():
-            entries = np.zeros(len(table), ENTRY)
-            entries["id"], entries["offset"], entries["length"] = table.ids, table.offsets, table.lengths
+            if name not in tables:
+                tables[name] = _entries(table)
+            places = packs.setdefault(name, [])
+            places.insert(0, piece)
+            del places[_MOST_PLACES:]
+        for name, entries in tables.items():
             for piece in packs[name]:
                 yield piece, entries
         without = (listed | lacking) - tables.keys()
@@ -71,10 +74,15 @@ class _Gathering:
             try:
                 header = read_header(name, self._store.read(piece, 0, PackHeader.SIZE), self._sealer)
                 sealed = self._store.read(piece, PackHeader.SIZE, header.table_length)
-                return open_table(name, header, sealed, self._sealer)
+                return self._opened(name, header, sealed)
             except CorruptObject:
                 continue
         return None
+
+    def _opened(self, name: str, header: PackHeader, sealed: bytes) -> PackTable:
+        if sealed[:1] != b"\0":  # of codec 0, as the format has it: a few bytes could unpack to a large one
+            raise CorruptObject(name, "its table is compressed")
+        return open_table(name, header, sealed, self._sealer)
 
     def _segments(self) -> tuple[list[Segment], set[str]]:
         """The index segments whose directory can be read, and the packs they list."""
@@ -89,10 +97,11 @@ class _Gathering:
         return found, {pack for segment in found for pack in segment.packs}
 
     def _nameless(
-        self, names: set[str], tables: dict[str, PackTable], packs: dict[str, list[Piece]]
+        self, names: set[str], tables: Container[str], packs: dict[str, list[Piece]]
     ) -> Iterator[tuple[str, Piece, PackTable]]:
         """Packs whose record header is lost, found by their own: which they are, their table tells."""
-        known = {(piece.volume, piece.start) for name in tables for piece in packs[name]}
+        tries, ordered = _TRIES, sorted(names)
+        known = {(piece.volume, piece.start) for name in packs if name in tables for piece in packs[name]}
         for piece, at in _sought(self._store, MAGIC, self._job):
             if (piece.volume, piece.start + at) in known:
                 continue
@@ -102,9 +111,12 @@ class _Gathering:
                 continue
             sealed = self._store.read(piece, at + PackHeader.SIZE, header.table_length)
             name = name_of_table(header, sealed, self._sealer)
-            for candidate in [name] if name else sorted(names):
+            for candidate in [name] if name else ordered:
+                tries -= 1 + len(sealed) // BLOCK
+                if tries < 0:
+                    return
                 try:
-                    table = open_table(candidate, header, sealed, self._sealer)
+                    table = self._opened(candidate, header, sealed)
                 except CorruptObject:
                     continue
                 yield candidate, Piece(piece.volume, piece.start + at, table.end), table
@@ -116,6 +128,7 @@ class _Gathering:
         """Entries of the index for packs that have no table any more."""
         by_pack: dict[str, list[Entries]] = {}
         for segment in segments:
+            seen: set[bytes] = set()  # a directory may name one page a million times
             wanted = np.array([name in names for name in segment.packs], bool)
             if not wanted.any():
                 continue
@@ -124,72 +137,38 @@ class _Gathering:
                     page = segment.page(number)
                 except CorruptObject:
                     continue
+                finally:
+                    segment.release()
+                if (check := checksum(page.tobytes())) in seen:
+                    continue
+                seen.add(check)
                 for pack in np.unique(page["pack"][wanted[page["pack"]]]).tolist():
                     by_pack.setdefault(segment.packs[pack], []).append(page[page["pack"] == pack])
-                segment.release()
-        tries = _TRIES
-        for name, parts in sorted(by_pack.items()):
-            entries = np.concatenate(parts)
-            pieces = list(packs.get(name, ()))
-            if not any(self._proves(piece, entries) for piece in pieces):
-                more, tries = self._placed(entries, tries)
-                pieces += more
-            for piece in pieces:
-                yield piece, entries
+        entries = {name: np.concatenate(parts) for name, parts in sorted(by_pack.items())}
+        lost = {
+            name: some
+            for name, some in entries.items()
+            if not any(self._proves(piece, some) for piece in packs.get(name, ()))
+        }
+        placed = place(self._store, self._sealer, self._job, lost)
+        for name, some in entries.items():
+            for piece in (*packs.get(name, ()), *placed.get(name, ())):
+                yield piece, some
 
     def _proves(self, piece: Piece, entries: Entries) -> bool:
         """Whether one of a few frames of a pack can be opened where the pack would have it."""
         return any(
-            self._opens(piece, entries[at].item()) for at in np.linspace(0, len(entries) - 1, 5).astype(int).tolist()
+            open_entry(self._store, self._sealer, piece, entries[at])
+            for at in np.linspace(0, len(entries) - 1, 5).astype(int).tolist()
         )
 
-    def _opens(self, piece: Piece, entry: tuple[bytes, int, int, int]) -> bool:
-        chunk_id, _, offset, length = entry
-        try:
-            self._sealer.unseal(bytes(chunk_id), self._store.read(piece, offset, length))
-        except CorruptChunk:
-            return False
-        return True
 
-    def _placed(self, entries: Entries, tries: int) -> tuple[list[Piece], int]:
-        """Where a pack stands that nothing but the index knows: at a block, counted from a record that is whole."""
-        found: list[Piece] = []
-        entries = entries[np.argsort(entries["offset"])]
-        size = int((entries["offset"].astype(np.int64) + entries["length"]).max())
-        span = padded(RecordHeader.SIZE + size)
-        for dark in self._store.dark():
-            for end in sorted(self._store.grids(dark)):
-                base = end - span
-                while base < dark.length:
-                    hole = self._store.stored_from(dark, max(base, 0)) - base - span
-                    if hole >= BLOCK:  # all of it would be a hole, and so would the next ones
-                        base += hole // BLOCK * BLOCK
-                        continue
-                    tries -= 1
-                    if tries < 0:
-                        return found, 0
-                    self._job.advance(0)
-                    piece = Piece(dark.volume, dark.start + base + RecordHeader.SIZE, size)
-                    if self._looks_right(piece, dark, entries):
-                        found.append(piece)
-                    base += BLOCK
-        return found, tries
-
-    def _looks_right(self, piece: Piece, dark: Piece, entries: Entries) -> bool:
-        """Whether heads of frames stand where they should, and one of the frames can be opened."""
-        low, high = dark.start - piece.start, dark.start + dark.length - piece.start
-        inside = entries[
-            (entries["offset"] >= low) & (entries["offset"] + entries["length"].astype(np.int64) <= high)
-        ]
-        if not len(inside):
-            return False
-        for number in np.unique(np.linspace(0, len(inside) - 1, 3).astype(int)).tolist():
-            head = self._store.read(piece, int(inside["offset"][number]), FRAME_HEAD)
-            if len(head) < FRAME_HEAD or head[0] > 1 or any(head[1:4]) or head[7] > 1:
-                continue
-            if self._opens(piece, inside[number].item()):
-                return True
-        return False
+def _entries(table: PackTable) -> Entries:
+    """Of those that may be chunks: the id of zeros is never stored, and a hole is full of it."""
+    entries = np.zeros(len(table), ENTRY)
+    entries["id"], entries["offset"], entries["length"] = table.ids, table.offsets, table.lengths
+    some: Entries = entries[entries["id"] != np.void(ZERO_ID)]
+    return some
 
 
 def _named(store: RescueStore, prefix: str) -> dict[str, list[Piece]]:

@@ -134,8 +134,8 @@ def open_long(sealer: Sealer, object_id: bytes, read: Callable[[int, int], bytes
     while at < length:
         size = int.from_bytes(read(at, min(4, length - at)), "little")
         at += 4
-        if size > length - at:
-            raise CorruptChunk(object_id, "a piece is cut short")
+        if size > min(length - at, MAX_PLAIN + sealer.overhead):
+            raise CorruptChunk(object_id, "a piece is cut short, or longer than any")
         out.append(sealer.open(object_id + number.to_bytes(4, "little"), read(at, size)))
         room -= len(out[-1])
         if room < 0:
