@@ -16,8 +16,8 @@ KIND: Final = "snapshot"
 PREFIX: Final = KIND + "/"
 _MAX_DISK: Final = 1 << 62
 # All records together may unpack to this many bytes, and to so many times what is stored of them.  Honest ones shrink
-# to a fifth, and to a fortieth at the most where a disk has a hundred empty partitions of one size; a made-up one to a
-# thousandth, and takes twenty times its JSON in memory.
+# to a fifth, and to a fortieth at most, where a disk has a hundred empty partitions of one size.  A made-up one can
+# shrink to a thousandth, and takes twenty times its JSON in memory.
 _LEAST_ROOM: Final = 16 << 20
 _MOST_RATIO: Final = 64
 _MAX_SECTOR: Final = 64 << 10  # bytes
