@@ -78,7 +78,8 @@ class _Call(Generic[T]):
         with self._lock:
             self.done.release()
             if self.abandoned and self.results and self._late is not None:
-                self._late(self.results[0])
+                with contextlib.suppress(OSError):  # nobody is left to be told
+                    self._late(self.results[0])
 
     def abandon(self) -> bool:
         """Nobody waits any more; False where it has returned by now."""
