@@ -25,7 +25,7 @@ from ferrotype.engine import backup as _backup
 from ferrotype.engine import checksum as _checksum
 from ferrotype.engine import copy as _copy
 from ferrotype.engine import info as _info
-from ferrotype.engine import references
+from ferrotype.engine import opening, references
 from ferrotype.engine import restore as _restore
 from ferrotype.engine import salvage as _salvage
 from ferrotype.engine import turns as _turns
@@ -166,7 +166,7 @@ def copy(
     path, named = _copy.chosen(os.fspath(source), snapshots)
     theirs = _access(password if target_password is None else target_password)
     with (
-        references.open_image(path, _access(password).secret) as repository,
+        opening.open_image(path, _access(password).secret) as repository,
         open_or_twin(
             Path(target),
             repository,
@@ -222,7 +222,7 @@ def _access(password: str | None) -> references.Access:
 
 def _image(image: PathLike, password: str | None) -> Repository:
     access = _access(password)
-    return references.open_image(Path(image), access.secret, secret_given=access.secret_given)
+    return opening.open_image(Path(image), access.secret, secret_given=access.secret_given)
 
 
 def _secret(password: str | None, image: Path) -> Secret:

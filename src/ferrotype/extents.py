@@ -85,8 +85,9 @@ class ExtentMap:
     ) -> ExtentMap:
         """``state`` inside the runs, ``rest`` outside.  Runs ascend without overlap; they are clipped to the map."""
         end = start + length
-        starts = np.clip(np.asarray(run_starts, np.int64), start, end)
-        ends = np.clip(np.asarray(run_ends, np.int64), start, end)
+        starts, ends = np.asarray(run_starts, np.int64), np.asarray(run_ends, np.int64)
+        if len(starts) and (starts[0] < start or ends[-1] > end):
+            starts, ends = np.clip(starts, start, end), np.clip(ends, start, end)
         bounds = np.empty(2 * len(starts) + 2, np.int64)
         bounds[0], bounds[-1] = start, end
         bounds[1:-1:2], bounds[2:-1:2] = starts, ends
@@ -119,15 +120,15 @@ class ExtentMap:
     @classmethod
     def _normal(cls, bounds: Offsets, states: States) -> ExtentMap:
         """Drop empty extents and join equal neighbours."""
-        keep = np.diff(bounds) > 0
-        states = states[keep]
-        starts = bounds[:-1][keep]
+        keep = bounds[1:] > bounds[:-1]
+        if not keep.all():
+            states, bounds = states[keep], np.append(bounds[:-1][keep], bounds[-1])
         if len(states) == 0:
             return cls(bounds[-1:], states)
-        fresh = np.empty(len(states), bool)
-        fresh[0] = True
-        np.not_equal(states[1:], states[:-1], out=fresh[1:])
-        return cls(np.append(starts[fresh], bounds[-1]), states[fresh])
+        fresh = np.empty(len(bounds), bool)
+        fresh[0] = fresh[-1] = True
+        np.not_equal(states[1:], states[:-1], out=fresh[1:-1])
+        return cls(bounds, states) if fresh.all() else cls(bounds[fresh], states[fresh[:-1]])
 
     # ------------------------------------------------------------------ looking
 
@@ -252,7 +253,11 @@ def _same_range(a: ExtentMap, b: ExtentMap) -> Offsets:
 
 
 def _at(m: ExtentMap, starts: Offsets) -> States:
-    return m.states[np.searchsorted(m.bounds, starts, "right") - 1]
+    """The states at ``starts``, among which are all starts of the map."""
+    if len(m) == len(starts):
+        return m.states
+    places = np.searchsorted(starts, m.starts)  # a map of few extents is looked up in that of many, not the reverse
+    return np.repeat(m.states, np.diff(places, append=len(starts)))
 
 
 def merge(a: ExtentMap, b: ExtentMap) -> ExtentMap:
@@ -269,7 +274,7 @@ def overlay(top: ExtentMap, base: ExtentMap) -> ExtentMap:
     return ExtentMap._normal(bounds, np.where(hole, _at(base, bounds[:-1]), upper))
 
 
-_WINDOW: Final = 512 << 10  # bitmap bytes looked at in one go: temporaries stay under 100 MiB, whatever the bits
+_WINDOW: Final = 256 << 10  # bitmap bytes looked at in one go: temporaries stay under 100 MiB, whatever the bits
 _MAX_EDGES: Final = 1 << 23  # ends of runs kept, 64 MiB; a map with more says nothing worth its memory
 
 
@@ -306,23 +311,35 @@ class BitmapRuns:
         self._count += count
 
     def _add_window(self, packed: NDArray[np.uint8], count: int) -> None:
-        previous = np.empty_like(packed)  # bit i: the bit before bit i
-        previous[0] = self._last
-        previous[1:] = packed[:-1] >> 7
-        previous |= packed << 1
-        previous ^= packed  # now: bit i differs from its predecessor
-        touched = np.flatnonzero(previous != 0)  # six times as fast as on the bytes themselves
-        if len(touched):
-            bits = np.unpackbits(previous[touched], bitorder="little").reshape(-1, 8)
-            row, column = np.nonzero(bits)
-            edges = touched[row] * 8 + column
-            edges = edges[edges < count]
+        changes, words = self._changes(packed)
+        if len(words):
+            octets = changes[words].view(np.uint8)
+            touched = np.flatnonzero(octets != 0)  # of numbers themselves it takes six times as long
+            place = words[touched >> 3] << 3
+            place |= touched & 7
+            bits = np.flatnonzero(np.unpackbits(octets[touched], bitorder="little").view(np.bool_))
+            edges = place[bits >> 3] << 3
+            edges |= bits & 7
+            edges = edges[: int(np.searchsorted(edges, count))]
             self._kept += len(edges)
             if self._kept > _MAX_EDGES:
                 raise UnsupportedError(f"the allocation map has more than {_MAX_EDGES // 2} free runs")
             self._edges.append(edges + self._count)
             self._last ^= len(edges) & 1
         self._count += count
+
+    def _changes(self, packed: NDArray[np.uint8]) -> tuple[NDArray[np.uint64], Offsets]:
+        """The bits in words of 64, each set where it differs from the one before it, and which words have any."""
+        if len(packed) % 8 or packed.ctypes.data % 8 or not packed.flags.c_contiguous:
+            padded = np.zeros(-(-len(packed) // 8) * 8, np.uint8)  # what is added lies behind ``count``
+            padded[: len(packed)] = packed
+            packed = padded
+        bits = packed.view("<u8")
+        changes = bits << np.uint64(1)
+        changes[1:] |= bits[:-1] >> np.uint64(63)
+        changes[0] |= np.uint64(self._last)
+        changes ^= bits
+        return changes, np.flatnonzero(changes != 0)
 
     def finish(self) -> tuple[Offsets, Offsets]:
         """Starts and ends (in bits) of the runs of ones."""

@@ -22,12 +22,12 @@ import struct
 from array import array
 from collections.abc import Callable
 from functools import cache
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
-import numpy as np
-
-from ferrotype.extents import Offsets
 from ferrotype.records import Record, b8, record, u32, u64
+
+if TYPE_CHECKING:
+    from ferrotype.extents import Offsets
 
 # ---------------------------------------------------------------------- ioctl request numbers
 
@@ -280,6 +280,8 @@ def data_runs(fd: int, offset: int, end: int) -> tuple[Offsets, Offsets]:
     One pass, two calls a run.  Where the file system knows nothing of holes, and behind ``MAX_RUNS`` runs, all is
     data.  Threads may share ``fd``: it moves the cursor of the descriptor, which nothing here reads.
     """
+    import numpy as np
+
     starts, ends = array("q"), array("q")
     at = offset
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from ferrotype.engine.prune import prune
 from ferrotype.engine.verify import VerifyOptions, verify
 from ferrotype.errors import Cancelled, IntegrityError, KeyRefused, Refused, UsageError
 from ferrotype.job import NullJob
-from ferrotype.objects import Bytes
+from ferrotype.objects import Parts
 from ferrotype.objects.container import Container
 from ferrotype.objects.memory import MemoryStore
 from ferrotype.repository.keys import Secret
@@ -234,7 +233,7 @@ class Refusing(MemoryStore):
 
     left = 1 << 30
 
-    def put(self, name: str, parts: Sequence[Bytes], /) -> None:
+    def put(self, name: str, parts: Parts, /) -> None:
         self.left -= 1
         if self.left == 0:
             raise KeyRefused("no more")

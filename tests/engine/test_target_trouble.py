@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from ferrotype.block.file import FileSink
-from ferrotype.engine.references import open_container
+from ferrotype.engine.opening import open_container
 from ferrotype.engine.space import stored_bytes
 from ferrotype.errors import DeviceError, WriteError
 from ferrotype.job import NullJob

@@ -231,7 +231,7 @@ def test_plug_ins_are_asked_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         asked.append(group)
         return [EntryPoint("mine", f"{__name__}:PlugIn", group)]
 
-    monkeypatch.setattr(registry, "entry_points", entry_points)
+    monkeypatch.setattr("importlib.metadata.entry_points", entry_points)
     assert identify(MemoryDisk(volume(tmp_path, "mkswap"))) is not None
     assert asked == []
     found = identify(MemoryDisk(b"MINE" + bytes(1000)))

@@ -26,10 +26,11 @@ import numpy as np
 
 from ferrotype.errors import FerrotypeError
 from ferrotype.objects.memory import MemoryStore
+from ferrotype.repository.merging import build_segment
 from ferrotype.repository.packs import PREFIX as PACKS
 from ferrotype.repository.packs import TABLE, PackHeader
 from ferrotype.repository.sealing import Keys, Sealer
-from ferrotype.repository.segments import ENTRY, SegmentHeader, build_segment, only_used, open_long, seal_long
+from ferrotype.repository.segments import ENTRY, SegmentHeader, only_used, open_long, seal_long
 from ferrotype.repository.segments import PREFIX as INDEXES
 
 MASTER: Final = bytes(range(32))

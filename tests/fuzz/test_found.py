@@ -26,7 +26,7 @@ from ferrotype.objects.container import Container
 from ferrotype.objects.layout import ANCHORS_AT, BLOCK, RECORDS_AT, Kind, RecordHeader
 from ferrotype.objects.layout import checksum as xxh3
 from ferrotype.objects.memory import MemoryStore
-from ferrotype.repository import bare_frames, keys, segments, snapshots, source
+from ferrotype.repository import bare_frames, keys, merging, segments, snapshots, source
 from ferrotype.repository.keys import Cost, Secret, lock, unlock
 from ferrotype.repository.packs import PackBuilder, read_table
 from ferrotype.repository.sealing import Keys, Sealer
@@ -215,7 +215,7 @@ def test_entries_that_look_alike_do_not_make_lookups_endless() -> None:
     entries = np.zeros(200_000, segments.ENTRY)
     for i in range(len(entries)):
         entries["id"][i] = bytes(8) + i.to_bytes(24, "big")
-    name, parts = segments.build_segment(entries, ["pack/00"], SEALER, bytes(16))
+    name, parts = merging.build_segment(entries, ["pack/00"], SEALER, bytes(16))
     store = MemoryStore()
     store.put(name, parts)
     wanted = np.frombuffer(b"".join(bytes(8) + (1 << 60 | i).to_bytes(24, "big") for i in range(1024)), "V32")
@@ -403,7 +403,7 @@ def test_objects_of_a_terabyte_are_not_read_whole() -> None:
 def test_a_frame_of_gigabytes_is_refused_before_it_is_read() -> None:
     entries = np.zeros(1, segments.ENTRY)
     entries["length"] = 0xFFFFFFFF
-    name, parts = segments.build_segment(entries, ["pack/00"], SEALER, bytes(16))
+    name, parts = merging.build_segment(entries, ["pack/00"], SEALER, bytes(16))
     store = MemoryStore()
     store.put(name, parts)
     with pytest.raises(CorruptObject, match="longer than any"):
@@ -510,7 +510,7 @@ def test_packs_that_only_the_index_knows_are_looked_for_all_at_once(tmp_path: Pa
         entries["pack"], entries["offset"] = np.divmod(np.arange(len(entries)), 64)
         entries["offset"] *= 4000
         entries["length"] = 4000
-        name, parts = segments.build_segment(
+        name, parts = merging.build_segment(
             entries, [f"pack/{i:032x}" for i in range(300)], repository.sealer, bytes(16)
         )
         store.put(name, parts)

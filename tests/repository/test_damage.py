@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ferrotype.engine.references import open_image
+from ferrotype.engine.opening import open_image
 from ferrotype.engine.verify import VerifyOptions, verify
 from ferrotype.errors import FerrotypeError
 from ferrotype.job import NullJob

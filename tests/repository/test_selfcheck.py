@@ -141,9 +141,9 @@ def test_verify_after_finds_any_object_that_was_spoilt(tmp_path: Path, secret: S
         with open_at(image, secret, writable=True, opener=Liar) as repository:
             Liar.writes, Liar.lies = 0, number
             try:
-                with open_writer(repository) as writer:
+                with open_writer(repository, from_medium=True) as writer:
                     disk = add_disk(writer, repository, content, checkpoint=11)
-                    writer.commit(snapshot_of(disk, name="second", day=1), from_medium=True)
+                    writer.commit(snapshot_of(disk, name="second", day=1))
                 seen.add("ok")
             except WriteError as error:
                 seen.add(str(error).split()[0])

@@ -19,7 +19,8 @@ from ferrotype.objects.container import Container
 from ferrotype.objects.memory import MemoryStore
 from ferrotype.repository import keys
 from ferrotype.repository.keys import Cost, Secret
-from ferrotype.repository.segments import ENTRY, Segment, build_segment
+from ferrotype.repository.merging import build_segment
+from ferrotype.repository.segments import ENTRY, Segment
 from ferrotype.repository.snapshots import DiskRecord, Snapshot
 from ferrotype.repository.store import Repository
 from ferrotype.repository.writer import open_writer

@@ -7,13 +7,15 @@ extents first and move bytes only where they are not known.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from ferrotype.errors import InvalidImage
-from ferrotype.extents import ExtentMap
 from ferrotype.units import MiB
 
-__all__ = ["Sink", "Source", "Traits", "read", "read_exactly"]
+if TYPE_CHECKING:
+    from ferrotype.extents import ExtentMap
+
+__all__ = ["Sink", "Source", "Traits", "read", "read_exactly", "read_exactly_into"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +81,18 @@ def read(source: Source, offset: int, length: int) -> bytes:
 
 def read_exactly(source: Source, offset: int, length: int, what: str) -> bytes:
     """Like ``read``, for offsets that came from disk: raises InvalidImage naming ``what`` if it lies outside."""
+    _check_on_disk(source, offset, length, what)
+    return read(source, offset, length)
+
+
+def read_exactly_into(source: Source, offset: int, buf: memoryview, what: str) -> None:
+    """Like ``read_exactly``, into memory that is there already: for tables of many MiB."""
+    _check_on_disk(source, offset, len(buf), what)
+    source.read_into(offset, buf)
+
+
+def _check_on_disk(source: Source, offset: int, length: int, what: str) -> None:
     if offset < 0 or length < 0 or offset + length > source.size:
         raise InvalidImage(
             f"{what} lies outside the disk ({length} bytes at {offset}, the disk has {source.size})", offset=offset
         )
-    return read(source, offset, length)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -176,6 +175,7 @@ class FileSink:
         self._size = size
         self._temporary = temporary  # None once the file has its final name
         self._replace = replace
+        self._flushed = False  # since anything was written last
         self._storage = Storage(path, patience or Patience(), PROMISE)
         self._storage.on(os.fstat(fd).st_dev)
 
@@ -198,7 +198,7 @@ class FileSink:
         _may_create(final, replace=replace)
         # The name may be as long as the file system allows already: keep the head of it (255 bytes in all).
         head = os.fsdecode(os.fsencode(final.name)[:230])
-        temporary = final.with_name(f".{head}.{secrets.token_hex(4)}.part")
+        temporary = final.with_name(f".{head}.{os.urandom(4).hex()}.part")
         try:
             fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         except FileNotFoundError:
@@ -248,6 +248,7 @@ class FileSink:
         views = [memoryview(part) for part in parts if len(part)]
         length = sum(map(len, views))
         check_write(self.path, self._size, offset, length)
+        self._flushed = False
         try:
             self._storage.call(lambda _: write_fully(self._fd, offset, views), WriteError)
         except OSError as error:
@@ -256,6 +257,7 @@ class FileSink:
 
     def write_zeros(self, offset: int, length: int, /) -> None:
         check_write(self.path, self._size, offset, length)
+        self._flushed = False
         try:
             if self._storage.call(lambda _: self._zeroed(offset, length), WriteError):
                 return
@@ -272,6 +274,7 @@ class FileSink:
     def flush(self) -> None:
         try:
             self._storage.call(self._flush, WriteError)
+            self._flushed = True
         except OSError as error:
             raise WriteError(f"{self.path}: what was written could not be made durable: {why(error)}") from error
 
@@ -281,7 +284,8 @@ class FileSink:
 
     def commit(self) -> None:
         """Make the file durable and give it its final name, which replaces what stood there in one step."""
-        self.flush()
+        if not self._flushed:
+            self.flush()
         if self._temporary is not None:
             self._storage.call(lambda _: self._commit(), WriteError)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import sys
 from typing import Final, NoReturn
 
@@ -73,6 +74,7 @@ def main() -> NoReturn:
     """Run the command line; ends the process with the exit code the interface promises."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's, which nothing calls: it would start a thread a core
     apart.go_apart(sys.argv[1:])
     try:
         done = cli.main(prog_name="ferrotype", standalone_mode=False)

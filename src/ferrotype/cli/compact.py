@@ -18,7 +18,7 @@ def command(frame: Frame, image: Path, dry_run: bool) -> None:
     """Move what is needed of IMAGE together and cut the file; needs at most 256 MiB of extra space."""
     with frame.run() as job:
         from ferrotype.engine.compact import compact
-        from ferrotype.engine.references import open_container
+        from ferrotype.engine.opening import open_container
         from ferrotype.engine.space import check_compact
 
         container = open_container(image, writable=not dry_run, opener=frame.opener)

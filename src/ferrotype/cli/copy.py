@@ -41,7 +41,7 @@ def command(
     with frame.run() as job, ExitStack() as stack:
         from ferrotype.engine.copy import chosen, copy
         from ferrotype.engine.images import open_or_twin
-        from ferrotype.engine.references import open_image
+        from ferrotype.engine.opening import open_image
         from ferrotype.engine.targets import image_files
         from ferrotype.errors import UsageError
 

@@ -15,7 +15,7 @@ def command(frame: Frame) -> None:
     with frame.run() as job:
         from ferrotype.block.device import open_source
         from ferrotype.block.inventory import disks
-        from ferrotype.cli.drawing import rendered, table
+        from ferrotype.cli.tables import table
         from ferrotype.engine.survey import survey
         from ferrotype.errors import FerrotypeError
 
@@ -62,6 +62,4 @@ def command(frame: Frame) -> None:
             ("holds", "left"),
             ("mounted", "left"),
         ]
-        frame.show(
-            {"disks": documents}, rendered(table(columns, rows)) if rows else "there is no disk to be seen here"
-        )
+        frame.show({"disks": documents}, table(columns, rows) if rows else "there is no disk to be seen here")

@@ -1,17 +1,13 @@
-"""Disks drawn in the terminal: a bar of what is where, and tables people can read."""
+"""Disks drawn in the terminal: a bar of what is where, and a table of the volumes."""
 
 from __future__ import annotations
 
-import io
-import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from ferrotype.cli.tables import Cell, coloured, table, width
 from ferrotype.engine.survey import Survey, Volume
 from ferrotype.extents import State
 from ferrotype.units import format_size
@@ -20,53 +16,16 @@ _COLOURS: Final = ("cyan", "magenta", "yellow", "green", "blue", "red")
 _SHADES: Final = " ░▒▓█"  # share of a cell that is in use
 
 
-def width() -> int:
-    return max(60, min(shutil.get_terminal_size((100, 24)).columns, 140))
-
-
-def rendered(*parts: object) -> str:
-    """What rich prints, as text: with colours on a terminal, plain elsewhere."""
-    console = Console(width=width(), highlight=False, markup=False, emoji=False)  # a label may hold brackets
-    if console.is_terminal:
-        with console.capture() as capture:
-            for part in parts:
-                console.print(part)
-        return capture.get().rstrip("\n")
-    buffer = io.StringIO()
-    plain = Console(
-        file=buffer,
-        width=width(),
-        highlight=False,
-        markup=False,
-        emoji=False,
-        color_system=None,
-        force_terminal=False,
-    )
-    for part in parts:
-        plain.print(part)
-    return buffer.getvalue().rstrip("\n")
-
-
-def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> Table:
-    """A table without lines; each column is (title, "left" or "right")."""
-    out = Table(box=None, pad_edge=False, header_style="bold")
-    for title, justify in columns:
-        out.add_column(title, justify="right" if justify == "right" else "left", overflow="fold")
-    for row in rows:
-        out.add_row(*row)
-    return out
-
-
-def disk_bar(survey: Survey) -> Text:
+def disk_bar(survey: Survey) -> str:
     """The disk from its first to its last byte: a colour a volume, darker where more is in use."""
     cells = width() - 2
     used = _used_share(survey, cells)
-    bar = Text("▕")
+    bar = ["▕"]
     for number in range(cells):
         at = (number + 0.5) * survey.size / cells
         shade = _SHADES[min(len(_SHADES) - 1, int(np.ceil(used[number] * (len(_SHADES) - 1))))]
-        bar.append(shade if shade != " " else "·", style=_colour(survey.volumes, at))
-    return bar.append("▏")
+        bar.append(coloured(shade if shade != " " else "·", _colour(survey.volumes, at)))
+    return "".join([*bar, "▏"])
 
 
 def _colour(volumes: Sequence[Volume], at: float) -> str:
@@ -91,14 +50,13 @@ def _used_share(survey: Survey, cells: int) -> list[float]:
     return share
 
 
-def volume_rows(survey: Survey) -> Table:
+def volume_rows(survey: Survey) -> str:
     """The volumes of a disk, one a line."""
     columns = [("", "left"), ("#", "right"), ("start", "right"), ("size", "right"), ("holds", "left"),
                ("label", "left"), ("used", "right"), ("", "left")]  # fmt: skip
-    out = table(columns, ())
-    for number, volume in enumerate(survey.volumes):
-        out.add_row(
-            Text("█", style=_COLOURS[number % len(_COLOURS)]),
+    rows: list[list[Cell]] = [
+        [
+            ("█", _COLOURS[number % len(_COLOURS)]),
             str(volume.index) if volume.index else "-",
             format_size(volume.start),
             format_size(volume.size),
@@ -106,8 +64,10 @@ def volume_rows(survey: Survey) -> Table:
             volume.label or "",
             "" if volume.used_bytes is None else format_size(volume.used_bytes),
             _remark(volume),
-        )
-    return out
+        ]
+        for number, volume in enumerate(survey.volumes)
+    ]
+    return table(columns, rows)
 
 
 def _remark(volume: Volume) -> str:

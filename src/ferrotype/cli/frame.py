@@ -168,7 +168,7 @@ class Frame:
     @contextmanager
     def open_image(self, image: Path, job: CliJob | None = None, *, writable: bool = False) -> Iterator[Repository]:
         """The image a verb works on; what is odd about it goes to the job as warnings."""
-        from ferrotype.engine.references import open_image
+        from ferrotype.engine.opening import open_image
 
         with open_image(
             image, self.secret, writable=writable, secret_given=self.secret_given, opener=self.opener

@@ -16,7 +16,7 @@ from ferrotype.units import format_size
 def command(frame: Frame, ref: str, format: str | None, sector_size: int | None) -> None:
     """Format, size, partition table, volumes, used and free, and a drawn map of REF."""
     with frame.run() as job:
-        from ferrotype.cli.drawing import disk_bar, rendered, volume_rows
+        from ferrotype.cli.drawing import disk_bar, volume_rows
         from ferrotype.engine.info import disk_info
         from ferrotype.engine.references import open_disk
         from ferrotype.extents import State
@@ -37,4 +37,4 @@ def command(frame: Frame, ref: str, format: str | None, sector_size: int | None)
         tail = (
             f"{format_size(kept)} to keep, {format_size(free)} free in file systems, {format_size(zero)} known zeros"
         )
-        frame.show(document, rendered(head, disk_bar(survey), volume_rows(survey), tail))
+        frame.show(document, "\n".join((head, disk_bar(survey), volume_rows(survey), tail)))

@@ -20,8 +20,8 @@ def command() -> None:
 def list_(frame: Frame, image: Path) -> None:
     """The key slots of IMAGE; needs no key."""
     with frame.run():
-        from ferrotype.cli.drawing import rendered, table
-        from ferrotype.engine.references import open_container
+        from ferrotype.cli.tables import table
+        from ferrotype.engine.opening import open_container
         from ferrotype.repository.slots import read_slots
 
         container = open_container(image, opener=frame.opener)
@@ -35,7 +35,7 @@ def list_(frame: Frame, image: Path) -> None:
         ]
         rows = [[s.id, s.kind, s.label, s.created.astimezone().strftime("%Y-%m-%d %H:%M:%S")] for s in slots]
         columns = [("slot", "left"), ("kind", "left"), ("label", "left"), ("added", "left")]
-        frame.show({"keys": documents}, rendered(table(columns, rows)) if rows else f"{image} is not encrypted")
+        frame.show({"keys": documents}, table(columns, rows) if rows else f"{image} is not encrypted")
 
 
 @command.command("add")

@@ -43,7 +43,7 @@ def command(frame: Frame, image: Path) -> None:
 
 
 def _drawn(known: Sequence[Snapshot]) -> str:
-    from ferrotype.cli.drawing import rendered, table
+    from ferrotype.cli.tables import table
 
     columns = [("snapshot", "left"), ("taken", "left"), ("what", "left"),
                ("disk", "right"), ("data", "right"), ("new", "right")]  # fmt: skip
@@ -58,4 +58,4 @@ def _drawn(known: Sequence[Snapshot]) -> str:
         ]
         for snapshot in known
     ]
-    return rendered(table(columns, rows))
+    return table(columns, rows)

@@ -57,7 +57,7 @@ def backup(repository: Repository, sources: Sequence[NamedSource], options: Back
         exclude_swap_files=options.exclude_swap_files,
     )
     warn_of_backup(repository, prepared, job)
-    with _fresh_index(repository), open_writer(repository) as writer:
+    with _fresh_index(repository), open_writer(repository, from_medium=options.verify_after) as writer:
         if writer.adopted:
             job.note(f"a backup that was cut is taken up again: {writer.adopted} chunks of it are used")
         total = Tally()
@@ -93,7 +93,6 @@ def backup(repository: Repository, sources: Sequence[NamedSource], options: Back
                 unique=os.urandom(8).hex(),
             ),
             {disk.named.name: disk.parent[1] for disk in prepared if disk.parent},
-            from_medium=options.verify_after,
         )
     for record in records:
         for start, length in record.unreadable:

@@ -117,11 +117,11 @@ class BatchSealer:
                 pending += [part for part in ((end, high), (low, bad)) if part[0] < part[1]]
         tally.read += run.length
 
-    def _seal_cells(self, view: memoryview, known: NDArray[np.void] | None, out: SealedBatch) -> bytes:
+    def _seal_cells(self, view: memoryview, before: NDArray[np.void] | None, out: SealedBatch) -> bytes:
         size, sealer, writer, tally = self._plan.chunk_size, self._sealer, self._writer, out.tally
         ids: list[bytes] = []
         zero = _zero_cells(view, size)
-        parent = known.tobytes() if known is not None else b""
+        parent = before.tobytes() if before is not None else b""
         for number, at in enumerate(range(0, len(view), size)):
             cell = view[at : at + size]
             if zero[number]:
@@ -131,10 +131,11 @@ class BatchSealer:
             chunk_id = sealer.id_of(cell)
             ids.append(chunk_id)
             tally.chunks += 1
-            if chunk_id == parent[number * ID_SIZE : (number + 1) * ID_SIZE] or chunk_id in writer:
-                tally.deduplicated += len(cell)
-            else:
+            known = chunk_id == parent[number * ID_SIZE : (number + 1) * ID_SIZE]
+            if not known and writer.claim(chunk_id):
                 out.new.append((chunk_id, sealer.seal(chunk_id, cell), len(cell)))
+            else:
+                tally.deduplicated += len(cell)
         return b"".join(ids)
 
 

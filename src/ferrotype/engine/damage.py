@@ -28,6 +28,8 @@ from ferrotype.repository.store import Repository
 _UNREADABLE: Final = (IntegrityError, DeviceError, StoreError)
 _GROUPS: Final = 16  # walks over the files of one volume: each may read all of the file system's own structures
 _RANGES: Final = 1 << 20  # lost cells of one region that are told apart; all behind them counts as lost
+_LOOKUP: Final = 1 << 20  # chunks looked up in one sweep: ids are strewn, so each may read all of a large index
+_STEP: Final = 1 << 16  # chunks of a sweep that are located at a time
 _WALKS: Final = 256  # the same for all volumes of all snapshots; what is beyond has its ranges told, and ``...``
 
 
@@ -82,10 +84,13 @@ class _References:
     def __init__(self, repository: Repository, lost: set[bytes]) -> None:
         self._repository = repository
         self._lost = np.sort(keys_of(np.frombuffer(b"".join(lost), f"V{ID_SIZE}"))) if lost else None
-        self._clean: set[bytes] = set()
+        self._clean: set[bytes] = set()  # pages below which nothing is lost
+        self._whole: set[bytes] = set()  # of other ones, bottom pages whose chunks are all there
 
     def lost_ranges(self, disk: DiskRecord, region: Region, job: Job) -> list[Range]:
         """The (start, length) of a region that cannot be given back, in bytes of the disk."""
+        if self._is_clean(disk, region, job):
+            return []
         cells: list[tuple[int, int]] = []
         opened: list[tuple[int, bytes, int]] = []  # pages being walked, root first: level, id, what was lost before
         for page in self._repository.map(disk, region).walk(lambda page_id: page_id in self._clean):
@@ -101,6 +106,46 @@ class _References:
         ends = [(first * disk.chunk_size, min(last * disk.chunk_size, region.length)) for first, last in cells]
         return [(region.start + low, high - low) for low, high in ends]
 
+    def _is_clean(self, disk: DiskRecord, region: Region, job: Job) -> bool:
+        """Whether nothing of a region is lost, found by asking for many pages at a time; else some are known whole."""
+        seen: set[bytes] = set()
+        pending: list[tuple[bytes, NDArray[np.void]]] = []
+        count = 0
+        damaged = False
+        for page in self._repository.map(disk, region).walk(
+            lambda page_id: page_id in self._clean or page_id in seen
+        ):
+            seen.add(page.page_id)
+            job.advance(0)
+            if page.ids is None:
+                damaged = True
+            elif page.level == 0 and page.page_id not in self._whole:
+                ids = page.ids[page.ids != np.void(ZERO_ID)]
+                pending.append((page.page_id, ids))
+                count += len(ids)
+                if count >= _LOOKUP:
+                    damaged |= self._settle(pending)
+                    pending, count = [], 0
+        damaged |= self._settle(pending)
+        if not damaged:
+            self._clean |= seen
+            self._whole -= seen
+        return not damaged
+
+    def _settle(self, pending: list[tuple[bytes, NDArray[np.void]]]) -> bool:
+        """Note the pages whose chunks are all there; whether there are others."""
+        if not pending:
+            return False
+        lost = self._gone(np.concatenate([ids for _, ids in pending]))
+        at, damaged = 0, False
+        for page_id, ids in pending:
+            if lost[at : at + len(ids)].any():
+                damaged = True
+            else:
+                self._whole.add(page_id)
+            at += len(ids)
+        return damaged
+
     def _close(self, opened: list[tuple[int, bytes, int]], level: int, lost: int) -> None:
         """Settle the pages up to ``level`` that the walk has left: a page may stand in a map a million times."""
         while opened and opened[-1][0] <= level:
@@ -111,16 +156,24 @@ class _References:
     def _lost_cells(self, page: MapPage) -> list[tuple[int, int]]:
         if page.ids is None:
             return [(page.first, page.first + page.count)]
-        if page.level:
+        if page.level or page.page_id in self._whole:
             return []  # a page that is missing below shows itself when the walk comes to it
         used = np.flatnonzero(page.ids[: page.count] != np.void(ZERO_ID))
-        ids = page.ids[used]
-        lost = self._missing(ids)
-        if self._lost is not None:
-            keys = keys_of(ids)
+        lost = self._gone(page.ids[used])
+        return [(page.first + cell, page.first + cell + 1) for cell in used[lost].tolist()]
+
+    def _gone(self, ids: NDArray[np.void]) -> NDArray[np.bool_]:
+        """Which of the chunks are missing, or known to be unreadable."""
+        lost = np.zeros(len(ids), bool)
+        keys = keys_of(ids)
+        order = np.argsort(keys, kind="stable")
+        for first in range(0, len(ids), _STEP):  # one sweep over the index, with little of it in memory
+            part = order[first : first + _STEP]
+            lost[part] = self._missing(ids[part])
+        if self._lost is not None and len(ids):
             at = np.minimum(np.searchsorted(self._lost, keys), len(self._lost) - 1)
             lost |= self._lost[at] == keys
-        return [(page.first + cell, page.first + cell + 1) for cell in used[lost].tolist()]
+        return lost
 
     def _missing(self, ids: NDArray[np.void]) -> NDArray[np.bool_]:
         try:

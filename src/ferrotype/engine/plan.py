@@ -20,7 +20,7 @@ from ferrotype.engine.survey import Survey
 from ferrotype.extents import Offsets, State
 from ferrotype.units import MiB
 
-BATCH: Final = MiB  # bytes a worker reads at a time: fits the second-level cache along with what it becomes
+BATCH: Final = 4 * MiB  # bytes a worker takes at a time: what threads can only do in turn is little beside that
 
 
 @dataclass(frozen=True, slots=True)

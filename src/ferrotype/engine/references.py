@@ -8,32 +8,31 @@ REF#PARTITION                 a partition of any of them, by number, label or UU
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ferrotype.block import Source
 from ferrotype.block.device import open_source
 from ferrotype.block.views import Slice
-from ferrotype.engine.restore import Part
+from ferrotype.engine.opening import SecretSource, open_image
 from ferrotype.engine.survey import Survey, Volume, survey
 from ferrotype.errors import UnsupportedError, UsageError
 from ferrotype.formats import RAW_SUFFIXES, recognise
 from ferrotype.job import Job
-from ferrotype.objects.container import Container
 from ferrotype.objects.layout import VOLUME_MAGIC
 from ferrotype.objects.volumes import Opener, PosixFile
-from ferrotype.repository.keys import Secret
 from ferrotype.repository.snapshots import DiskRecord, Snapshot
 from ferrotype.repository.source import SnapshotSource
 from ferrotype.repository.store import Repository
 from ferrotype.stall import Patience
 
-IMAGE_SUFFIX: Final = ".ferro"
+if TYPE_CHECKING:
+    from ferrotype.engine.restore import Part
 
-SecretSource = Callable[[Path], "Secret | None"]
+IMAGE_SUFFIX: Final = ".ferro"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,44 +99,11 @@ class OpenDisk:
     @property
     def part(self) -> Part:
         """What to restore, of a disk in a backup.  Raises UsageError for anything else."""
+        from ferrotype.engine.restore import Part
+
         if self.record is None or self.repository is None:
             raise UsageError(f"{self.reference.text} is not in a backup; restore reads .ferro images")
         return Part(self.repository, self.record, self.start, self.source.size)
-
-
-def open_container(path: Path, *, writable: bool = False, opener: Opener = PosixFile) -> Container:
-    """The container an existing image is kept in."""
-    if not path.exists():
-        raise UsageError(f"{path} does not exist")
-    if not path.is_file():
-        raise UsageError(f"{path} is not a file")
-    return Container.open(path, writable=writable, opener=opener)
-
-
-def open_image(
-    path: Path,
-    secret: SecretSource,
-    *,
-    writable: bool = False,
-    level: int = 1,
-    secret_given: bool = False,
-    opener: Opener = PosixFile,
-) -> Repository:
-    """An existing image as a repository.  Raises KeyRefused where a secret was given and none is needed."""
-    container = open_container(path, writable=writable, opener=opener)
-    try:
-        wanted = secret_given or is_encrypted(container)
-        repository = Repository.open(container, secret(path) if wanted else None, level=level)
-    except BaseException:
-        container.close()
-        raise
-    repository.warnings += container.warnings
-    return repository
-
-
-def is_encrypted(container: Container) -> bool:
-    """Whether a passphrase or key file is needed."""
-    return any(True for _ in container.list("key/"))
 
 
 @contextmanager

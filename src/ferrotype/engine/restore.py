@@ -30,9 +30,9 @@ from ferrotype.repository.store import Repository
 from ferrotype.units import MiB, format_size
 from ferrotype.volumes.relocate import moved_backup
 
-_BATCH: Final = MiB  # bytes of the disk a worker restores at a time
+_BATCH: Final = 2 * MiB  # bytes of the disk a worker restores at a time
 _NAMED: Final = 20  # lost ranges that are told one by one
-_LOOKUP: Final = 256  # map pages whose chunks are located together: 262,144 ids, so a large index is swept seldom
+_LOOKUP: Final = 1 << 18  # chunks located together: so many touch each page of a large index, which is swept seldom
 
 
 class ManySink(Protocol):
@@ -117,7 +117,7 @@ def restore(
     check_target(part, sink)
     job.begin("restoring", part.length)
     worker = _Worker(part, sink, options, target if options.delta else None)
-    workers = options.workers or len(os.sched_getaffinity(0))
+    workers = options.workers or len(os.sched_getaffinity(0)) + 1
     if sink.traits.ordered:
         workers = 1
     result = RestoreResult(disk_bytes=part.length)
@@ -236,13 +236,15 @@ def _gathered(
     """Cells that are not zero, and their ids, many pages at a time."""
     cells: list[NDArray[np.int64]] = []
     ids: list[NDArray[np.void]] = []
+    count = 0
     for cell, page in repository.map(disk, region).pages(first, last - first):
         used = np.flatnonzero(page != np.void(ZERO_ID))
         cells.append(used + cell)
         ids.append(page[used])
-        if len(cells) >= _LOOKUP:
+        count += len(used)
+        if count >= _LOOKUP:
             yield np.concatenate(cells), np.concatenate(ids)
-            cells, ids = [], []
+            cells, ids, count = [], [], 0
     if cells:
         yield np.concatenate(cells), np.concatenate(ids)
 

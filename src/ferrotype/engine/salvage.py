@@ -19,7 +19,7 @@ import numpy as np
 
 from ferrotype.engine.copy import copy, keep
 from ferrotype.engine.damage import Damage, find_damage
-from ferrotype.engine.references import SecretSource
+from ferrotype.engine.opening import SecretSource
 from ferrotype.errors import (
     CorruptObject,
     FormatError,

@@ -112,7 +112,7 @@ def survey(
     known = source.extents(0, source.size) if allocation else ExtentMap.uniform(0, source.size)
     volumes, maps, at = [], [], 0
     for partition in parts:
-        volume, free = _volume(source, partition, told, exclude_swap_files, allocation)
+        volume, free = _volume(source, partition, told, exclude_swap_files, known if allocation else None)
         volumes.append(volume)
         maps += [ExtentMap.uniform(at, partition.start - at), free]
         at = partition.end
@@ -131,9 +131,9 @@ def survey(
 
 
 def _volume(
-    source: Source, partition: Partition, told: Told, exclude_swap_files: bool, allocation: bool
+    source: Source, partition: Partition, told: Told, exclude_swap_files: bool, known: ExtentMap | None
 ) -> tuple[Volume, ExtentMap]:
-    """One volume, and its map in offsets of the disk."""
+    """One volume, and its map in offsets of the disk.  ``known`` is what the source knows; None: no map is wanted."""
     whole = ExtentMap.uniform(partition.start, partition.size)
     volume = Volume(
         partition.index, partition.start, partition.size, partition.type or None, partition.label, partition.label,
@@ -148,7 +148,7 @@ def _volume(
     if found is None:
         if (problem := _unreadable(view)) is not None:
             told.damage.append(f"{volume.title} is kept whole: {problem}")
-        elif not _blank(view):
+        elif known is not None and not _blank(known.clip(partition.start, partition.size)):
             told.notes.append(f"{volume.title} holds nothing known and is kept whole")
         return volume, whole
     volume = replace(volume, filesystem=found.kind, label=found.label or volume.label, uuid=found.uuid)
@@ -158,7 +158,7 @@ def _volume(
         return replace(volume, note=note), whole
     facts = found.filesystem.facts
     volume = replace(volume, block_size=facts.block_size, clean=facts.unclean is None)
-    if not allocation:
+    if known is None:
         return volume, whole
     return _mapped(volume, found.filesystem, view, told, exclude_swap_files)
 
@@ -188,9 +188,8 @@ def _mapped(
     return volume, free.shift(volume.start)
 
 
-def _blank(view: Source) -> bool:
-    """Whether nothing at all is known to be there."""
-    known = view.extents(0, view.size)
+def _blank(known: ExtentMap) -> bool:
+    """Whether all of it is known to read as zeros."""
     return bool(np.all(known.states & np.uint8(State.ZERO)))
 
 

@@ -28,16 +28,16 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ferrotype.block import Source, read, read_exactly
+from ferrotype.block import Source, read, read_exactly, read_exactly_into
 from ferrotype.errors import InvalidImage
 from ferrotype.extents import BitmapRuns, ExtentMap, Offsets, State
 from ferrotype.filesystems import Facts
+from ferrotype.filesystems.ext_bitmaps import bytes_of, fill_behind, in_rows, ones, paint
 from ferrotype.filesystems.ext_checksums import CRC32C, LARGE, Bytes, Checksums, crc, row
 from ferrotype.filesystems.ext_files import files_at
 from ferrotype.filesystems.ext_groups import Descriptors
@@ -106,20 +106,24 @@ class Ext:
         return files_at(self._source, self._descriptors, Ranges(starts, ends), clean=self._facts.unclean is None)
 
     def allocation(self) -> ExtentMap:
-        """FREE where bitmaps that prove themselves say so, to the block or cluster, up to the file system's end."""
+        """FREE where bitmaps that prove themselves say so, to the block or cluster, up to the file system's end.
+
+        Cost follows the bitmaps that were ever written, and the groups that hold metadata; of the rest only the
+        descriptors are read.
+        """
         geo = self._geo
         groups = self._read_groups()
-        metadata = self._metadata(groups)
+        starts, ends = self._metadata(groups)
+        rows = self._rows(groups, starts, ends)
+        metadata = in_rows(geo, rows, starts, ends)
         free = BitmapRuns()
         step = max(1, WINDOW // geo.block_size)
-        for first in range(0, geo.groups, step):
-            window = range(first, min(first + step, geo.groups))
-            used = self._bitmaps(window, groups, metadata)
-            count = min(len(window) * geo.group_clusters, geo.clusters - first * geo.group_clusters)
-            free.add(~used.reshape(-1), count)
-        starts, ends = (
-            np.minimum(geo.first_block + run * geo.ratio, geo.blocks) * geo.block_size for run in free.finish()
-        )
+        for first in range(0, len(rows), step):
+            window = range(first, min(first + step, len(rows)))
+            used = self._bitmaps(window, rows, groups, metadata)
+            np.invert(used, out=used)
+            free.add(used.reshape(-1), used.size * 8)
+        starts, ends = (bytes_of(geo, rows, run) for run in free.finish())
         return ExtentMap.from_runs(0, self._source.size, starts, ends, State.FREE)
 
     # ------------------------------------------------------------------ descriptors
@@ -208,77 +212,76 @@ class Ext:
             raise InvalidImage(f"two pieces of metadata claim block {int(starts[1:][overlap.argmax()])}")
         return starts, ends
 
-    def _paint(self, window: range, metadata: tuple[Blocks, Blocks]) -> Bytes:
-        """Bitmaps of a window of groups in which the metadata is in use and nothing else."""
+    def _rows(self, groups: _Groups, starts: Blocks, ends: Blocks) -> Blocks:
+        """The groups to look at, ascending: those with a bitmap or with metadata, the last one, and the first one of
+        each stretch of others, which are free as a whole, and for which it stands.
+
+        Raises InvalidImage where the descriptor of one of those others does not say so.
+        """
         geo = self._geo
-        starts, ends = metadata
-        painted = np.zeros(len(window) * geo.group_clusters // 8, np.uint8)
-        low = geo.first_block + window.start * geo.group_blocks
-        high = low + len(window) * geo.group_blocks
-        inside = slice(int(np.searchsorted(ends, low, "right")), int(np.searchsorted(starts, high, "left")))
-        first = (np.maximum(starts[inside], low) - low) // geo.ratio
-        last = (np.minimum(ends[inside], high) - 1 - low) // geo.ratio
-        head, tail = first >> 3, last >> 3
-        head_mask = (0xFF << (first & 7)) & 0xFF
-        tail_mask = 0xFF >> (7 - (last & 7))
-        np.bitwise_or.at(painted, head, np.where(head == tail, head_mask & tail_mask, head_mask).astype(np.uint8))
-        np.bitwise_or.at(painted, tail, np.where(head == tail, 0, tail_mask).astype(np.uint8))
-        between = np.maximum(tail - head - 1, 0)
-        skipped = np.cumsum(between) - between
-        painted[np.repeat(head + 1 - skipped, between) + np.arange(between.sum())] = 0xFF
-        return painted.reshape(len(window), -1)
+        first = (starts - geo.first_block) // geo.group_blocks
+        last = (ends - 1 - geo.first_block) // geo.group_blocks
+        looked_at = ~groups.uninit
+        looked_at[first] = looked_at[last] = looked_at[[0, -1]] = True
+        long = last - first > 1
+        if long.any():
+            changes = np.zeros(geo.groups, np.int32)
+            np.add.at(changes, first[long], 1)
+            np.add.at(changes, last[long], -1)
+            looked_at |= np.cumsum(changes) > 0
+        wrong = ~looked_at & (groups.free != geo.group_clusters)
+        if wrong.any():
+            if self._facts.unclean is None:
+                raise self._contradiction(int(wrong.argmax()))
+            looked_at |= wrong
+        looked_at[1:] |= looked_at[:-1]
+        return np.flatnonzero(looked_at)
 
     # ------------------------------------------------------------------ bitmaps
 
-    def _bitmaps(self, window: range, groups: _Groups, metadata: tuple[Blocks, Blocks]) -> Bytes:
-        """The proven bitmaps of a window of groups; of an unclean file system, all in use where the proof fails."""
-        geo = self._geo
-        part = slice(window.start, window.stop)
-        must = self._paint(window, metadata)
-        used = must.copy()
+    def _bitmaps(self, window: range, rows: Blocks, groups: _Groups, metadata: tuple[Blocks, Blocks]) -> Bytes:
+        """The proven bitmaps of a window of rows; of an unclean file system, all in use where the proof fails."""
+        geo, part = self._geo, rows[window.start : window.stop]
+        must = paint(geo, window, metadata)
         written = np.flatnonzero(~groups.uninit[part])
-        rows = self._read_blocks(groups.block_bitmap[part][written], geo.group_clusters // 8, "a block bitmap")
-        used[written] = rows
+        read = self._read_blocks(groups.block_bitmap[part[written]], geo.group_clusters // 8, "a block bitmap")
         wrong = np.zeros(len(window), np.bool_)
         if self._csum:
             mask = 0xFFFFFFFF if geo.desc_size >= 64 else 0xFFFF
-            wrong[written] = (crc(CRC32C, self._seed, rows) & mask) != groups.bitmap_csum[part][written]
-        if window.stop == geo.groups:
-            _fill_behind(used[-1], geo.clusters - (geo.groups - 1) * geo.group_clusters)
-        wrong |= geo.group_clusters - _ones(used) != groups.free[part]
-        wrong |= (must & ~used).any(1)
+            wrong[written] = (crc(CRC32C, self._seed, read) & mask) != groups.bitmap_csum[part[written]]
+        if len(written) == len(window):
+            used = read
+        else:
+            used = must.copy()
+            used[written] = read
+        if window.stop == len(rows):
+            fill_behind(used[-1], geo.clusters - (geo.groups - 1) * geo.group_clusters)
+        wrong |= geo.group_clusters - ones(used) != groups.free[part]
+        np.bitwise_and(must, ~used, out=must)
+        wrong |= must.any(1)
         if wrong.any():
             if self._facts.unclean is None:
-                group = window.start + int(wrong.argmax())
-                raise InvalidImage(f"the block bitmap of group {group} contradicts what is known of the group")
+                raise self._contradiction(int(part[wrong.argmax()]))
             used[wrong] = 0xFF
         return used
+
+    def _contradiction(self, group: int) -> InvalidImage:
+        return InvalidImage(f"the block bitmap of group {group} contradicts what is known of the group")
 
     def _read_blocks(self, blocks: Blocks, width: int, what: str) -> Bytes:
         """The first ``width`` bytes of each block, one row each; neighbours are read together."""
         size = self._geo.block_size
         order = np.argsort(blocks, kind="stable")
-        rows = np.empty((len(blocks), width), np.uint8)
-        for low, high in _neighbours(blocks[order]):
-            at = int(blocks[order[low]]) * size
-            data = read_exactly(self._source, at, (high - low) * size, what)
-            rows[order[low:high]] = np.frombuffer(data, np.uint8).reshape(-1, size)[:, :width]
-        return rows
-
-
-@cache
-def _popcounts() -> NDArray[np.uint8]:
-    """Of all 16-bit numbers.  (``numpy.bitwise_count`` came with numpy 2 only.)"""
-    bits = np.unpackbits(np.arange(1 << 16, dtype=np.uint16).view(np.uint8).reshape(-1, 2), axis=1)
-    counts: NDArray[np.uint8] = bits.sum(1, dtype=np.uint8)
-    return counts
-
-
-def _ones(bitmaps: Bytes) -> Blocks:
-    """How many bits are set in each row."""
-    pairs = bitmaps if bitmaps.shape[1] % 2 else bitmaps.view(np.uint16)
-    counts: Blocks = _popcounts()[pairs].sum(1, dtype=np.int64)
-    return counts
+        ascending = blocks[order]
+        data = np.empty((len(blocks), size), np.uint8)
+        for low, high in _neighbours(ascending):
+            read_exactly_into(self._source, int(ascending[low]) * size, data[low:high].reshape(-1).data, what)
+        rows = data[:, :width]
+        if (order[1:] > order[:-1]).all():
+            return rows
+        unsorted = np.empty((len(blocks), width), np.uint8)
+        unsorted[order] = rows
+        return unsorted
 
 
 def _neighbours(ascending: Blocks) -> Iterator[tuple[int, int]]:
@@ -286,13 +289,6 @@ def _neighbours(ascending: Blocks) -> Iterator[tuple[int, int]]:
     if len(ascending):
         cuts = (np.flatnonzero(np.diff(ascending) != 1) + 1).tolist()
         yield from zip([0, *cuts], [*cuts, len(ascending)], strict=True)
-
-
-def _fill_behind(bitmap: Bytes, count: int) -> None:
-    """Set the padding: all bits from ``count`` on."""
-    bitmap[-(-count // 8) :] = 0xFF
-    if count % 8:
-        bitmap[count // 8] |= 0xFF << (count % 8) & 0xFF
 
 
 # ---------------------------------------------------------------------- opening

@@ -21,6 +21,8 @@ CRC32C: Final = 0x82F63B78
 SMALL: Final = np.array([0xFFFF], np.uint32)  # the state a crc16 begins with
 LARGE: Final = np.array([0xFFFFFFFF], np.uint32)  # the state a crc32c begins with
 
+_COLUMNS: Final = 256  # bytes of each row turned into columns at a time: what they are made from stays in the cache
+
 
 @cache
 def _table(polynomial: int, bits: int) -> Checksums:
@@ -37,9 +39,13 @@ def crc(polynomial: int, state: Checksums, rows: Bytes) -> Checksums:
     """The CRC of each row, going on from its ``state``: all rows step together, two bytes at a time."""
     even = rows.shape[1] & ~1
     state = np.broadcast_to(state, len(rows)).astype(np.uint32)
-    wide = _table(polynomial, 16)
-    for pair in np.ascontiguousarray(rows[:, :even]).view("<u2").T.copy():
-        state = wide[(state ^ pair) & 0xFFFF] ^ (state >> 16)
+    wide, index, looked_up = _table(polynomial, 16), np.empty(len(rows), np.uint16), np.empty(len(rows), np.uint32)
+    for at in range(0, even, _COLUMNS):
+        for pair in np.ascontiguousarray(rows[:, at : min(at + _COLUMNS, even)]).view("<u2").T.copy():
+            np.bitwise_xor(state.astype(np.uint16), pair, out=index)
+            np.take(wide, index, out=looked_up, mode="clip")  # "clip", since "raise" makes another copy
+            state >>= 16
+            state ^= looked_up
     for last in rows[:, even:].T:
         state = _table(polynomial, 8)[(state ^ last) & 0xFF] ^ (state >> 8)
     return state

@@ -51,7 +51,7 @@ _FOREIGN_OEM: Final = (b"NTFS    ", b"EXFAT   ", b"-FVE-FS-")
 _FOREIGN_TYPE: Final = (b"HPFS    ", b"NTFS    ", b"JFS     ")
 _BITLOCKER_TO_GO: Final = bytes.fromhex("3bd66749292ed84a8399f6a339e3d001")
 
-_WINDOW: Final = 3 * MiB  # bytes of a FAT looked at in one go; whole entries of all three widths
+_WINDOW: Final = 768 * KiB  # bytes of a FAT looked at in one go; whole entries of all three widths
 _MOST_RUNS: Final = 1 << 21  # free runs: a map of two million takes about 250 MiB to build
 _MOST_ROOT: Final = 2 * MiB  # bytes of a root directory searched for the label
 _MOST_FATS: Final = 4  # the specification knows 1 and 2, mkfs.fat makes up to 4
@@ -79,6 +79,14 @@ def free_runs(windows: Iterable[tuple[NDArray[np.uint8], int]]) -> tuple[Offsets
         if count > _MOST_RUNS:
             raise UnsupportedError(f"the free space is in more than {_MOST_RUNS} pieces")
     return np.concatenate(starts), np.concatenate(ends)
+
+
+def _same(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
+    """Whether two windows of equal length hold the same bytes."""
+    words = len(one) // 8 * 8
+    return np.array_equal(one[:words].view(np.uint64), other[:words].view(np.uint64)) and np.array_equal(
+        one[words:], other[words:]
+    )
 
 
 def _is_power(value: int) -> bool:
@@ -248,24 +256,26 @@ class Fat:
     def _free_windows(self) -> Iterator[tuple[NDArray[np.uint8], int]]:
         """Bitmaps of the free clusters, cluster 2 first."""
         layout, skip, left = self._layout, 2, self._layout.clusters
+        buffers = np.empty((2, min(_WINDOW, layout.table_size)), np.uint8)
         for at in range(0, layout.table_size, _WINDOW):
-            size = min(_WINDOW, layout.table_size - at)
-            entries = self._agreed(at, size, skip)[:left]
+            entries = self._agreed(at, buffers[:, : layout.table_size - at], skip)[:left]
             yield np.packbits(entries == 0, bitorder="little"), len(entries)
             skip, left = 0, left - len(entries)
 
-    def _agreed(self, at: int, size: int, skip: int) -> NDArray[np.uint32]:
+    def _agreed(self, at: int, buffers: NDArray[np.uint8], skip: int) -> NDArray[np.uint32]:
         """Entries from a window of the FAT, without the first ``skip``, which all copies in use must have alike.
 
         The first two entries may differ: they are no clusters, and the dirty bits are kept in the first FAT only.
+        The window is as long as the two buffers, which hold it for as long as the entries are used.
         """
         bits, clusters = self._layout.bits, self._layout.clusters
         first, *others = self._tables
-        raw = read(self._source, self._table_at(first) + at, size)
+        raw, copy = buffers
+        self._source.read_into(self._table_at(first) + at, memoryview(raw))
         entries = entries_of(raw, bits)[skip:][:clusters]  # a FAT12 may end in half an entry of no cluster
         for table in others:
-            copy = read(self._source, self._table_at(table) + at, size)
-            if copy != raw and not np.array_equal(entries_of(copy, bits)[skip:][:clusters], entries):
+            self._source.read_into(self._table_at(table) + at, memoryview(copy))
+            if not _same(copy, raw) and not np.array_equal(entries_of(copy, bits)[skip:][:clusters], entries):
                 raise InvalidImage(f"FAT {table} differs from FAT {first}", offset=self._table_at(table) + at)
         return entries
 

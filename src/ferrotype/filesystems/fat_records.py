@@ -130,14 +130,14 @@ def layout_of(boot: BootSector, fat_size: int) -> Layout:
     return layout
 
 
-def entries_of(table: bytes, bits: int) -> NDArray[np.uint32]:
+def entries_of(table: bytes | NDArray[np.uint8], bits: int) -> NDArray[np.uint32]:
     """The whole entries in ``table``; of 32 bits the upper four are reserved and cleared."""
-    if bits == 16:
-        return np.frombuffer(table, "<u2", len(table) // 2).astype(np.uint32)
-    if bits == 32:
-        return np.frombuffer(table, "<u4", len(table) // 4) & np.uint32(0x0FFFFFFF)
-    octets = np.frombuffer(table + bytes(-len(table) % 3), np.uint8).reshape(-1, 3).astype(np.uint32)
-    pairs = np.empty((len(octets), 2), np.uint32)  # aa bA BB is the pair Aaa BBb
-    pairs[:, 0] = octets[:, 0] | (octets[:, 1] & 0x0F) << 8
-    pairs[:, 1] = octets[:, 1] >> 4 | octets[:, 2] << 4
+    octets = np.frombuffer(table, np.uint8)
+    if bits != 12:
+        whole = octets[: len(octets) // (bits // 8) * (bits // 8)].view(f"<u{bits // 8}")
+        return whole.astype(np.uint32) if bits == 16 else whole & np.uint32(0x0FFFFFFF)
+    triples = np.append(octets, np.zeros(-len(octets) % 3, np.uint8)).reshape(-1, 3).astype(np.uint32)
+    pairs = np.empty((len(triples), 2), np.uint32)  # aa bA BB is the pair Aaa BBb
+    pairs[:, 0] = triples[:, 0] | (triples[:, 1] & 0x0F) << 8
+    pairs[:, 1] = triples[:, 1] >> 4 | triples[:, 2] << 4
     return pairs.reshape(-1)

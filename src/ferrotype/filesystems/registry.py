@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Final
 
 from ferrotype.block import Source, Traits
@@ -125,6 +124,8 @@ def _mapped(source: Source) -> Iterator[tuple[str, Module]]:
 
 
 def _plugged_in(source: Source) -> Iterator[tuple[str, Module]]:
+    from importlib.metadata import entry_points  # few volumes come to this, and it brings half of `email` along
+
     for entry in entry_points(group=ENTRY_POINTS):
         module: Module = entry.load()
         if _probe(module, source):

@@ -6,13 +6,32 @@ the commit protocol: what an object refers to is put and flushed before it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["Bytes", "ObjectInfo", "ObjectStore", "ObjectTraits", "SpaceReport"]
+__all__ = ["Bytes", "ObjectInfo", "ObjectStore", "ObjectTraits", "Parts", "SpaceReport", "Streamed", "length_of"]
 
 Bytes = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """The parts of an object that are made while they are stored; only their length is known before."""
+
+    length: int
+    make: Callable[[], Iterator[Bytes]]
+
+    def __iter__(self) -> Iterator[Bytes]:
+        return self.make()
+
+
+Parts = Sequence[Bytes] | Streamed
+
+
+def length_of(parts: Parts) -> int:
+    """Bytes that the parts have together."""
+    return parts.length if isinstance(parts, Streamed) else sum(map(len, parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +65,7 @@ class ObjectStore(Protocol):
     @property
     def traits(self) -> ObjectTraits: ...
 
-    def put(self, name: str, parts: Sequence[Bytes], /) -> None:
+    def put(self, name: str, parts: Parts, /) -> None:
         """Store the parts, one after the other, as one object.
 
         Atomic: after a crash it is there whole or not at all.  Durable once ``flush`` has returned.  Raises

@@ -10,11 +10,14 @@ it is written, and it is before an anchor leads to it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator
 from threading import Lock
+from typing import Final
+
+import xxhash
 
 from ferrotype.errors import DeviceError, UsageError, WriteError
-from ferrotype.objects import Bytes
+from ferrotype.objects import Bytes, Parts, Streamed, length_of
 from ferrotype.objects.layout import (
     ANCHORS_AT,
     BLOCK,
@@ -34,6 +37,9 @@ from ferrotype.objects.opening import MAX_CHAIN
 from ferrotype.objects.readback import ReadBack, check_catalog
 from ferrotype.objects.reading import Files, Records
 from ferrotype.objects.volumes import Opener, volume_path
+from ferrotype.units import MiB
+
+_GROUP: Final = 2 * MiB  # bytes of streamed parts that are written at once
 
 
 class Log:
@@ -72,13 +78,18 @@ class Log:
         if self.lock is not None:
             self.lock.check(now=now)
 
-    def append(self, kind: Kind, name: str, parts: Sequence[Bytes]) -> CatalogEntry:
+    @property
+    def longest(self) -> int:
+        """Bytes of the longest payload that a volume of a split container takes."""
+        return (self.split - RECORDS_AT) // BLOCK * BLOCK - RecordHeader.SIZE
+
+    def append(self, kind: Kind, name: str, parts: Parts) -> CatalogEntry:
         """One more record, in a further volume where the last one is full; not durable yet.
 
         Raises UsageError where it is larger than a volume, Locked, WriteError.
         """
         self.claim()
-        length = sum(map(len, parts))
+        length = length_of(parts)
         span = padded(RecordHeader.SIZE + length)
         if self.split and self.tail + span > self.split:
             if RECORDS_AT + span > self.split:
@@ -86,23 +97,48 @@ class Log:
             self.files[-1].sync()
             self.add_volume()
         sequence = self.sequence + 1
-        header = RecordHeader.make(kind, self.records.uuid, sequence, length, checksum(*parts), name)
         padding = bytes(span - RecordHeader.SIZE - length)
         offset = self.tail
         at_end = offset >= self.files[-1].size()
         try:
-            self.files[-1].write(offset, [header.pack(), *parts, padding])
-        except WriteError:
-            with contextlib.suppress(WriteError):  # a full disk gets the torn record's space back
-                if at_end:
-                    self.files[-1].truncate(offset)
+            if isinstance(parts, Streamed):
+                check, first = self._stream(offset + RecordHeader.SIZE, parts, padding)
+                header = RecordHeader.make(kind, self.records.uuid, sequence, length, check, name).pack()
+                self.files[-1].write(offset, [header])
+                begin: list[Bytes] = [header, first]
+            else:
+                header = RecordHeader.make(kind, self.records.uuid, sequence, length, checksum(*parts), name).pack()
+                begin = [header, *parts, padding]
+                self.files[-1].write(offset, begin)
+        except BaseException as error:
+            if isinstance(error, WriteError) or isinstance(parts, Streamed):
+                with contextlib.suppress(WriteError):  # a full disk gets the torn record's space back
+                    if at_end:
+                        self.files[-1].truncate(offset)
             raise
         self.sequence = sequence
         self.tail = offset + span
         entry = CatalogEntry(name, len(self.files) - 1, offset, length, sequence)
         if kind == Kind.OBJECT:
-            self.written.note(entry, [header.pack(), *parts, padding])
+            self.written.note(entry, begin)
         return entry
+
+    def _stream(self, offset: int, parts: Streamed, padding: bytes) -> tuple[bytes, bytes]:
+        """Write a payload that is made meanwhile; its checksum, and what of it stands in the record's first block.
+
+        Until its header is written, a scan sees nothing there.
+        """
+        digest, first, length = xxhash.xxh3_128(), b"", 0
+        for group in _groups(parts):
+            for part in group:
+                digest.update(part)
+                first += bytes(part[: max(0, BLOCK - RecordHeader.SIZE - len(first))])
+            self.files[-1].write(offset + length, group)
+            length += length_of(group)
+        if length != parts.length:
+            raise AssertionError(f"{length} bytes were made, and {parts.length} announced")
+        self.files[-1].write(offset + length, [padding])
+        return digest.digest(), (first + padding)[: BLOCK - RecordHeader.SIZE]
 
     def add_volume(self) -> None:
         """A further volume, which what comes next goes into.  Raises DeviceError where its file is there."""
@@ -173,3 +209,14 @@ class Log:
             self.files[0].sync()
             self.files[0].publish(self.records.path)
             self.unpublished = False
+
+
+def _groups(parts: Streamed) -> Iterator[list[Bytes]]:
+    group: list[Bytes] = []
+    for part in parts:
+        group.append(part)
+        if length_of(group) >= _GROUP:
+            yield group
+            group = []
+    if group:
+        yield group

@@ -28,7 +28,7 @@ from ferrotype.errors import (
     UsageError,
     WriteError,
 )
-from ferrotype.objects import Bytes, ObjectInfo, ObjectTraits, SpaceReport
+from ferrotype.objects import ObjectInfo, ObjectTraits, Parts, SpaceReport
 from ferrotype.objects.appending import Log
 from ferrotype.objects.compaction import compact
 from ferrotype.objects.heads import open_volumes
@@ -59,7 +59,6 @@ class Container:
     def __init__(self, path: Path, opener: Opener, machine: Machine, *, writable: bool) -> None:
         """Use ``create`` or ``open``."""
         self.path = path
-        self.traits = ObjectTraits()
         self.writable = writable
         self.warnings: list[str] = []
         self._opener = PatientOpener(Patience()) if opener is PosixFile else opener
@@ -170,7 +169,11 @@ class Container:
 
     # ------------------------------------------------------------------ ObjectStore
 
-    def put(self, name: str, parts: Sequence[Bytes], /) -> None:
+    @property
+    def traits(self) -> ObjectTraits:
+        return ObjectTraits(max_object=self._log.longest) if self._log.split else ObjectTraits()
+
+    def put(self, name: str, parts: Parts, /) -> None:
         if name in self._log.entries:
             raise ObjectExists(name)
         if len(self._log.entries) >= MAX_ENTRIES:

@@ -178,7 +178,7 @@ class Place:
     offset: int
 
 
-class CatalogEntry(msgspec.Struct, array_like=True, frozen=True):
+class CatalogEntry(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One live object: [name, volume, offset, payload length, sequence]."""
 
     name: str

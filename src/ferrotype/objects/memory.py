@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from ferrotype.errors import CorruptObject, ObjectExists, ObjectMissing
-from ferrotype.objects import Bytes, ObjectInfo, ObjectTraits, SpaceReport
+from ferrotype.objects import ObjectInfo, ObjectTraits, Parts, SpaceReport
 
 
 class MemoryStore:
@@ -15,7 +15,7 @@ class MemoryStore:
         self.traits = ObjectTraits()
         self.objects: dict[str, bytes] = {}
 
-    def put(self, name: str, parts: Sequence[Bytes], /) -> None:
+    def put(self, name: str, parts: Parts, /) -> None:
         if name in self.objects:
             raise ObjectExists(name)
         self.objects[name] = b"".join(parts)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from ferrotype.errors import DeviceError
 from ferrotype.objects import SpaceReport
 from ferrotype.objects.appending import Log
 from ferrotype.objects.compaction import gaps_between
@@ -66,9 +67,12 @@ class Moves:
         self._vacated.append((entry.place, entry.span))
 
     def _fill(self, place: Place, gap: int) -> None:
+        self._log.files[place.volume].write(place.offset, [self._filler(gap)])
+
+    def _filler(self, gap: int) -> bytes:
+        """The first block of a gap."""
         filler = RecordHeader.make(Kind.FILLER, self._log.records.uuid, 0, gap - RecordHeader.SIZE, bytes(16), "")
-        block = filler.pack().ljust(BLOCK, b"\0")  # a whole key slot goes
-        self._log.files[place.volume].write(place.offset, [block])
+        return filler.pack().ljust(BLOCK, b"\0")  # a whole key slot goes
 
     def settle(self) -> None:
         """Make moves durable: the records first, then a catalog that names their new places."""
@@ -129,9 +133,20 @@ class Moves:
         before = sum(file.allocated() for file in log.files)
         dead = 0
         for place, gap in gaps_between([*self.live(), *log.chain], self.volume_sizes()):
+            if self._is_hole(place, gap):
+                continue
             self._fill(place, gap)
             if gap > BLOCK and not log.files[place.volume].punch(place.offset + BLOCK, gap - BLOCK):
                 dead += gap
                 if gap <= _SMALL_GAP:  # spare copies of a key slot that was removed, perhaps
                     log.files[place.volume].write(place.offset + BLOCK, [bytes(gap - BLOCK)])
         return SpaceReport(max(0, before - sum(file.allocated() for file in log.files)), dead)
+
+    def _is_hole(self, place: Place, gap: int) -> bool:
+        """Whether a gap was given back already: old ones cost a look each, and are not written again."""
+        file = self._log.files[place.volume]
+        try:
+            stored = file.data_from(place.offset + BLOCK) < place.offset + gap
+            return not stored and file.read(place.offset, BLOCK) == self._filler(gap)
+        except DeviceError:
+            return False

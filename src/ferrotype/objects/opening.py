@@ -144,8 +144,9 @@ def _chained(records: Records, place: Place, sequence: int, warn: Warn) -> State
         for name in catalog.removed:
             entries.pop(name, None)
         entries.update((entry.name, entry) for entry in catalog.added)
+    sizes = records.sizes()
     for entry in entries.values():
-        if not records.inside(entry):
+        if not records.inside(entry, sizes):
             raise InvalidImage(f"the image is cut short: {entry.name} lies behind its end", offset=entry.offset)
     newest = chain[0][0]
     return State(
@@ -159,13 +160,14 @@ def _chained(records: Records, place: Place, sequence: int, warn: Warn) -> State
 
 def _catalog(records: Records, place: Place, sequence: int, warn: Warn) -> tuple[CatalogEntry, Catalog]:
     if place.volume >= len(records.files):
-        records.inside(CatalogEntry("", place.volume, place.offset, 0, sequence))
+        records.inside(CatalogEntry("", place.volume, place.offset, 0, sequence), ())  # says which
     header = records.header(place)
     if header is None or header.kind != Kind.CATALOG or header.sequence != sequence:
         raise InvalidImage("a catalog record is missing", offset=place.offset)
     entry = CatalogEntry("", place.volume, place.offset, header.length, header.sequence)
-    blocks = sum(file.size() for file in records.files) // BLOCK  # an object takes one of them at least
-    if header.length > min(_MAX_CATALOG, _SPACE + blocks * _MAX_ENTRY) or not records.inside(entry):
+    sizes = records.sizes()
+    blocks = sum(sizes) // BLOCK  # an object takes one of them at least
+    if header.length > min(_MAX_CATALOG, _SPACE + blocks * _MAX_ENTRY) or not records.inside(entry, sizes):
         raise InvalidImage("a catalog is larger than any image needs, or cut short", offset=place.offset)
     payload = records.payload(entry, 0, entry.length)
     if checksum(payload) != header.payload_check:

@@ -7,12 +7,12 @@ Nothing here trusts an offset or a length: both are held against the size of the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import xxhash
 
 from ferrotype.errors import CorruptObject, DeviceError
@@ -25,7 +25,7 @@ Files = list[VolumeFile]
 
 _WINDOW: Final = MiB  # bytes searched for a record at a time; whole blocks
 _DOUBT: Final = 4  # times the size of an image that damaged payloads are read
-_MAGIC: Final = np.frombuffer(RECORD_MAGIC, np.uint64)[0]
+_MAGIC: Final = int.from_bytes(RECORD_MAGIC, sys.byteorder)
 
 _SMALL: Final = 8 * MiB  # larger payloads are not proven at an opening for reading: their own layer proves them
 
@@ -51,13 +51,17 @@ class Records:
             return None
         return RecordHeader.read(self.files[place.volume].read(place.offset, RecordHeader.SIZE), self.uuid)
 
-    def inside(self, entry: CatalogEntry) -> bool:
-        """Whether the volume is long enough for the record.  Raises VolumeMissing."""
-        if not 0 <= entry.volume < len(self.files):
+    def sizes(self) -> list[int]:
+        """Bytes of each volume now: for questions about many entries, since each asks the system."""
+        return [file.size() for file in self.files]
+
+    def inside(self, entry: CatalogEntry, sizes: Sequence[int]) -> bool:
+        """Whether the volume, of ``sizes``, is long enough for the record.  Raises VolumeMissing."""
+        if not 0 <= entry.volume < len(sizes):
             where = volume_path(self.path, entry.volume)
             raise VolumeMissing(f"volume {where} of the image is missing; put all volumes into one folder")
         end = entry.offset + RecordHeader.SIZE + entry.length
-        return entry.offset >= RECORDS_AT and entry.length >= 0 and end <= self.files[entry.volume].size()
+        return entry.offset >= RECORDS_AT and entry.length >= 0 and end <= sizes[entry.volume]
 
     def payload(self, entry: CatalogEntry, offset: int, length: int) -> bytes:
         if entry.volume >= len(self.files):  # of a state that another thread has gone on from
@@ -105,7 +109,7 @@ class Records:
                     offset = next_magic(self.files[volume], offset + BLOCK, size) or size
                     continue
                 entry = CatalogEntry(header.text, volume, offset, header.length, header.sequence)
-                if self.inside(entry) and (doubt > 0 or header.kind == Kind.FILLER):
+                if self.inside(entry, self.sizes()) and (doubt > 0 or header.kind == Kind.FILLER):
                     if self._proven(entry, header, prove):
                         yield entry, header
                         offset += entry.span
@@ -128,9 +132,8 @@ def next_magic(file: VolumeFile, start: int, end: int) -> int | None:
     while at < end:
         at = max(at, file.data_from(at) // BLOCK * BLOCK)
         data = file.read(at, min(_WINDOW, max(end - at, 0)))
-        blocks = np.frombuffer(data, np.uint64, len(data) // 8)[:: BLOCK // 8]
-        hits = np.flatnonzero(blocks == _MAGIC)
-        if len(hits):
-            return at + int(hits[0]) * BLOCK
+        heads = memoryview(data)[: len(data) // 8 * 8].cast("Q")[:: BLOCK // 8].tolist()
+        if _MAGIC in heads:
+            return at + heads.index(_MAGIC) * BLOCK
         at += _WINDOW
     return None

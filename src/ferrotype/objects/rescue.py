@@ -18,7 +18,7 @@ from typing import Final
 
 from ferrotype.errors import CorruptObject, ObjectMissing, StoreError
 from ferrotype.job import Job
-from ferrotype.objects import Bytes, ObjectInfo, ObjectTraits, SpaceReport
+from ferrotype.objects import ObjectInfo, ObjectTraits, Parts, SpaceReport
 from ferrotype.objects.damaged import DamagedVolume, volumes_of
 from ferrotype.objects.layout import BLOCK, Kind, RecordHeader
 from ferrotype.objects.searching import Finds, Found, search
@@ -215,7 +215,7 @@ class RescueStore:
     def refresh(self) -> bool:
         return False
 
-    def put(self, name: str, parts: Sequence[Bytes], /) -> None:  # noqa: ARG002  the protocol's signature
+    def put(self, name: str, parts: Parts, /) -> None:  # noqa: ARG002  the protocol's signature
         raise StoreError("a damaged image is never written into")
 
     def delete(self, name: str, /) -> None:  # noqa: ARG002  the protocol's signature

@@ -134,11 +134,9 @@ class _Gathering:
                 continue
             for number in range(segment.page_count):
                 try:
-                    page = segment.page(number)
+                    page = segment.pages(number, number + 1)
                 except CorruptObject:
                     continue
-                finally:
-                    segment.release()
                 if (check := checksum(page.tobytes())) in seen:
                     continue
                 seen.add(check)

@@ -1,7 +1,7 @@
 """The index: chunk id -> where its frame stands.
 
 On disk it is a set of immutable, sorted segments, one object each.  One that is damaged is replaced in memory by the
-tables of the packs it listed.  Memory: directories, and never more than 44 bytes a chunk for the pages of segments.
+tables of the packs it listed.  Memory: directories, and the pages that were used last, up to a bound.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from ferrotype.errors import CorruptObject
 from ferrotype.objects import ObjectStore
 from ferrotype.objects.memory import MemoryStore
+from ferrotype.repository.merging import build_segment
 from ferrotype.repository.packs import PREFIX as PACKS
 from ferrotype.repository.packs import read_table
 from ferrotype.repository.sealing import Sealer
-from ferrotype.repository.segments import ENTRY, PREFIX, Entries, Location, Segment, build_segment
+from ferrotype.repository.segments import ENTRY, PREFIX, Entries, Location, PageCache, Segment
 
 
 class _DamagedSegment(Exception):
@@ -49,6 +50,7 @@ class Index:
         self._warn = warn
         self._is_outdated = is_outdated
         self._mending = threading.Lock()
+        self._cache = PageCache()
         self.segments: list[Segment] = []
         self.damaged: list[str] = []
         self.rebuilt: Segment | None = None
@@ -58,7 +60,7 @@ class Index:
         readable = []
         for info in store.list(PREFIX):
             try:
-                segment = Segment(store, info.name, sealer)
+                segment = Segment(store, info.name, sealer, self._cache)
                 if not stored.issuperset(segment.packs):
                     raise CorruptObject(info.name, "it lists packs that are not stored")
                 readable.append(segment)
@@ -69,11 +71,24 @@ class Index:
     def readable(self, segment: Segment) -> bool:
         """Whether all pages of a segment can be read; one of which they cannot is replaced."""
         try:
-            segment.entries()
+            for _ in segment.sweep():
+                pass
         except CorruptObject as error:
             self._replace(segment, error)
             return False
         return True
+
+    def renew(self, name: str, absorbed: list[Segment]) -> list[str]:
+        """A segment was put that holds what ``absorbed`` did; the names of the objects that it makes obsolete."""
+        with self._mending:
+            fresh = Segment(self._store, name, self._sealer, self._cache)
+            obsolete = [segment.name for segment in absorbed if segment is not self.rebuilt] + self.damaged
+            left = [segment for segment in self.segments if segment not in absorbed]
+            if self.rebuilt in absorbed:
+                self.rebuilt = None
+                self.damaged = []
+            self.segments = sorted([*left, fresh], key=lambda s: s.count, reverse=True)
+        return obsolete
 
     def _replace(self, segment: Segment, error: CorruptObject) -> None:
         """Go on without a segment that turned out to be damaged."""
@@ -114,7 +129,7 @@ class Index:
         memory = MemoryStore()
         name, segment = build_segment(np.concatenate(parts), packs, self._sealer, bytes(16))
         memory.put(name, segment)
-        return Segment(memory, name, self._sealer)
+        return Segment(memory, name, self._sealer, self._cache)
 
     def unlisted(self) -> Segment:
         """What stands in packs that no segment lists, by their own tables.
@@ -189,7 +204,3 @@ class Index:
             length[where] = entries["length"]
             packs += segment.packs
         return number, offset, length, packs
-
-    def release(self) -> None:
-        for segment in self.segments:
-            segment.release()

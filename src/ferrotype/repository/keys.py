@@ -16,9 +16,6 @@ from datetime import UTC, datetime
 from typing import Annotated, Final, Literal
 
 import msgspec
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from ferrotype.errors import InvalidImage, KeyRefused, UnsupportedError
 from ferrotype.units import GiB, KiB, MiB
@@ -68,6 +65,8 @@ class KeySlot(msgspec.Struct, frozen=True):
 
 def lock(master: bytes, secret: Secret, label: str = "", cost: Cost | None = None) -> KeySlot:
     """A new slot that ``unlock`` opens with the same secret."""
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
     cost = cost or Cost()
     slot_id, salt, nonce = os.urandom(8).hex(), os.urandom(16), os.urandom(12)
     locked = AESGCM(_derive(secret, salt, cost)).encrypt(nonce, master, _bound(slot_id, cost))
@@ -80,6 +79,9 @@ def unlock(slots: list[KeySlot], secret: Secret) -> tuple[bytes, KeySlot]:
 
     A damaged slot does not stand in the way of another one.  The work for all of them together is bounded.
     """
+    from cryptography.exceptions import InvalidTag
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
     damaged: InvalidImage | None = None
     work = 0
     for slot in slots:
@@ -124,6 +126,8 @@ def decode_slot(data: bytes) -> KeySlot:
 
 
 def _derive(secret: Secret, salt: bytes, cost: Cost) -> bytes:
+    from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+
     kdf = Argon2id(salt=salt, length=32, iterations=cost.passes, lanes=cost.lanes, memory_cost=cost.memory)
     return kdf.derive(secret.value)
 

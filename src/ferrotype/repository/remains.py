@@ -21,9 +21,10 @@ from ferrotype.objects.rescue import Piece, RescueStore
 from ferrotype.pipeline import map_ordered
 from ferrotype.repository.bare_frames import BareFrames
 from ferrotype.repository.gathering import gather
+from ferrotype.repository.merging import build_segment
 from ferrotype.repository.packs import PREFIX as PACKS
 from ferrotype.repository.sealing import ID_SIZE, ChunkId, Sealer
-from ferrotype.repository.segments import ENTRY, Entries, build_segment, keys_of, only_used
+from ferrotype.repository.segments import ENTRY, Entries, keys_of, only_used
 from ferrotype.units import KiB, MiB
 
 _BATCH: Final = MiB  # bytes of frames a worker proves at a time

@@ -16,11 +16,9 @@ import struct
 import sys
 import threading
 from dataclasses import dataclass
-from typing import Final, NewType
+from typing import TYPE_CHECKING, Final, NewType
 
 from blake3 import blake3
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from ferrotype.errors import CorruptChunk, CorruptObject
 
@@ -28,6 +26,9 @@ if sys.version_info >= (3, 14):
     from compression import zstd
 else:
     from backports import zstd
+
+if TYPE_CHECKING:
+    from ferrotype.repository.ciphers import Cipher
 
 ChunkId = NewType("ChunkId", bytes)  # 32 bytes
 
@@ -66,6 +67,7 @@ class Sealer:
         self._keys = keys
         self._level = level
         self._local = threading.local()  # a compression context each thread
+        self._cipher = None if keys.data is None else _cipher(keys.data)
 
     @property
     def encrypted(self) -> bool:
@@ -113,10 +115,10 @@ class Sealer:
             if len(packed) < len(plain) - len(plain) // 32:  # a saving under 3 % is not worth decoding for ever
                 codec, payload = _ZSTD, packed
         head = _HEAD.pack(codec, 0, 0, len(plain))
-        if self._keys.data is None:
+        if self._cipher is None:
             return b"".join((head, payload))
         nonce = os.urandom(_NONCE)
-        return b"".join((head, nonce, _cipher(self._keys.data, chunk_id).encrypt(nonce, payload, head)))
+        return b"".join((head, nonce, self._cipher.encrypt(chunk_id, nonce, payload, head)))
 
     def unseal(self, chunk_id: bytes, frame: bytes | memoryview, /) -> bytes:
         """The plaintext, proven to be the one that ``chunk_id`` names.  Raises CorruptChunk."""
@@ -150,13 +152,10 @@ class Sealer:
         if codec > _ZSTD or flags or reserved or length > MAX_PLAIN:
             raise CorruptChunk(chunk_id, "its frame has an impossible head")
         view = memoryview(frame)
-        if self._keys.data is None:
+        if self._cipher is None:
             return codec, length, view[FRAME_HEAD:]
         nonce, sealed = view[FRAME_HEAD : FRAME_HEAD + _NONCE], view[FRAME_HEAD + _NONCE :]
-        try:
-            return codec, length, _cipher(self._keys.data, chunk_id).decrypt(nonce, sealed, view[:FRAME_HEAD])
-        except InvalidTag:
-            raise CorruptChunk(chunk_id, "its authentication tag is wrong") from None
+        return codec, length, self._cipher.decrypt(chunk_id, nonce, sealed, view[:FRAME_HEAD])
 
     def _compressor(self) -> zstd.ZstdCompressor:
         try:
@@ -166,5 +165,7 @@ class Sealer:
         return compressor
 
 
-def _cipher(key: bytes, chunk_id: bytes) -> AESGCM:
-    return AESGCM(blake3(chunk_id, key=key).digest())
+def _cipher(key: bytes) -> Cipher:
+    from ferrotype.repository.ciphers import Cipher  # images without encryption do without it
+
+    return Cipher(key)

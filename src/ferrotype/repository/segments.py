@@ -5,15 +5,17 @@
     directory   the packs the segment refers to, and of each page: first key, keyed hash, offset, length
     page        up to 1,024 entries of 44 bytes, ascending by id, sealed on its own
 
-Opening one reads its directory; a lookup reads one page, and pages stay in memory as they are needed.  Many ids at
-once are looked up with whole pages at a time, by numpy.
+Opening one reads its directory; a lookup reads one page, and proves it.  Pages that were used last stay in memory, as
+many as a cache that all segments share has room for.  Many ids at once are looked up with whole pages, by numpy.
 """
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Final
 
 import msgspec
@@ -27,12 +29,14 @@ from ferrotype.repository.sealing import ID_SIZE, MAX_PLAIN, OBJECT_ID_SIZE, Sea
 
 PREFIX: Final = "index/"
 PAGE_ENTRIES: Final = 1024
-_KIND: Final = "index"
-_MAGIC: Final = b"FIDX"
+KIND: Final = "index"
+MAGIC: Final = b"FIDX"
 _MAX_DIRECTORY: Final = 1 << 30
 _MOST_ALIKE: Final = (
     1024  # entries that share the leading bytes of their ids: made-up ones could make lookups endless
 )
+_KEPT: Final = 128 << 20  # bytes of pages that stay in memory: 2,900 pages, 3 million chunks
+_SWEEP: Final = 256  # pages read at once where all are: 11 MiB
 
 ENTRY: Final = np.dtype([("id", f"V{ID_SIZE}"), ("pack", "<u4"), ("offset", "<u4"), ("length", "<u4")])
 Entries = NDArray[np.void]
@@ -91,23 +95,7 @@ def only_used(entries: Entries, packs: Sequence[str]) -> tuple[Entries, list[str
     return entries, [packs[number] for number in used.tolist()]
 
 
-# ---------------------------------------------------------------------- writing
-
-
-def build_segment(entries: Entries, packs: Sequence[str], sealer: Sealer, salt: bytes) -> tuple[str, list[bytes]]:
-    """Name and parts of a segment holding ``entries``, whose ``pack`` numbers index ``packs``."""
-    entries = sorted_entries(entries)
-    pages = [entries[at : at + PAGE_ENTRIES].tobytes() for at in range(0, len(entries), PAGE_ENTRIES)]
-    hashes = [sealer.object_id(_KIND, page) for page in pages]
-    frames = [sealer.seal(h, page, compress=False) for h, page in zip(hashes, pages, strict=True)]
-    firsts = keys_of(entries["id"][::PAGE_ENTRIES]).astype(">u8").tobytes()
-    directory = msgspec.msgpack.encode(Directory(list(packs), firsts, b"".join(hashes), [len(f) for f in frames]))
-    header = SegmentHeader(_MAGIC, 1, len(entries), 0, salt, 0)
-    segment_id = sealer.object_id(_KIND, header.pack() + directory)
-    sealed = seal_long(sealer, segment_id, directory)
-    final = SegmentHeader(_MAGIC, 1, len(entries), len(sealed), salt, 0)
-    return PREFIX + segment_id.hex(), [final.pack(), sealed, *frames]
-
+# ---------------------------------------------------------------------- directories
 
 _PIECE: Final = 8 << 20
 _MOST_RATIO: Final = 8  # bytes of plaintext for one that is stored; hashes do not compress, names of packs do by half
@@ -147,57 +135,91 @@ def open_long(sealer: Sealer, object_id: bytes, read: Callable[[int, int], bytes
 # ---------------------------------------------------------------------- reading
 
 
+class PageCache:
+    """Proven pages of any number of segments; the least recently used ones go first."""
+
+    def __init__(self, room: int = _KEPT) -> None:
+        """``room`` in bytes."""
+        self._room = room
+        self._pages: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, segment: str, number: int) -> bytes | None:
+        with self._lock:
+            page = self._pages.get((segment, number))
+            if page is not None:
+                self._pages.move_to_end((segment, number))
+            return page
+
+    def keep(self, segment: str, number: int, page: bytes) -> None:
+        with self._lock:
+            if (segment, number) not in self._pages:
+                self._pages[segment, number] = page
+                self._room -= len(page)
+            while self._room < 0:
+                self._room += len(self._pages.popitem(last=False)[1])
+
+
 class Segment:
     """One opened segment."""
 
-    def __init__(self, store: ObjectStore, name: str, sealer: Sealer) -> None:
+    def __init__(self, store: ObjectStore, name: str, sealer: Sealer, cache: PageCache | None = None) -> None:
         """Reads and proves the directory.  Raises CorruptObject."""
         self.name = name
         self._store = store
         self._sealer = sealer
-        self._pages: dict[int, Entries] = {}
+        self._cache = cache or PageCache()
         header, directory, start = _open_directory(store, name, sealer)
         self.count = header.count
         self.packs = directory.packs
-        self._firsts = np.frombuffer(directory.first_keys, ">u8").astype(np.uint64)
+        self.firsts: Keys = np.frombuffer(directory.first_keys, ">u8").astype(np.uint64)
         self._first_list: list[int] | None = None
         self._hashes = directory.page_hashes
         self._lengths = np.array(directory.frame_lengths, np.int64)
         self._offsets = start + np.cumsum(self._lengths) - self._lengths
+        self._misses = 0  # lookups whose page was not in memory
+        self._prefixes = b""  # which leading bits of ids there are, once that has paid
+        self._counting = Lock()
 
     @property
     def page_count(self) -> int:
-        return len(self._firsts)
+        return len(self.firsts)
 
     def page(self, number: int) -> Entries:
         """The proven entries of one page."""
-        known = self._pages.get(number)
+        return np.frombuffer(self._page(number), ENTRY)
+
+    def _page(self, number: int) -> bytes:
+        known = self._cache.get(self.name, number)
         if known is None:
+            self._misses += 1
             frame = self._store.get(self.name, int(self._offsets[number]), int(self._lengths[number]))
-            known = self._pages[number] = self._prove(number, frame)
+            known = self._prove(number, frame)
+            self._cache.keep(self.name, number, known)
         return known
 
-    def entries(self) -> Entries:
-        """All entries, read in one sweep."""
-        if self.page_count == 0:
+    def pages(self, first: int, end: int) -> Entries:
+        """The proven entries of neighbouring pages, read at once and not kept."""
+        if first >= end:
             return np.zeros(0, ENTRY)
-        step = 256
-        for first in range(0, self.page_count, step):
-            last = min(first + step, self.page_count)
-            if all(n in self._pages for n in range(first, last)):
-                continue
-            base = int(self._offsets[first])
-            data = memoryview(
-                self._store.get(self.name, base, int(self._offsets[last - 1] + self._lengths[last - 1]) - base)
-            )
-            for n in range(first, last):
-                at = int(self._offsets[n]) - base
-                self._pages[n] = self._prove(n, data[at : at + int(self._lengths[n])])
-        return np.concatenate([self._pages[n] for n in range(self.page_count)])
+        base = int(self._offsets[first])
+        data = memoryview(
+            self._store.get(self.name, base, int(self._offsets[end - 1] + self._lengths[end - 1]) - base)
+        )
+        plains = []
+        for number in range(first, end):
+            at = int(self._offsets[number]) - base
+            plains.append(self._prove(number, data[at : at + int(self._lengths[number])]))
+        return np.frombuffer(b"".join(plains), ENTRY)
 
-    def release(self) -> None:
-        """Let go of the pages held in memory."""
-        self._pages.clear()
+    def sweep(self) -> Iterator[Entries]:
+        """All entries in order, a bounded number at a time; none of them is kept."""
+        for first in range(0, self.page_count, _SWEEP):
+            yield self.pages(first, min(first + _SWEEP, self.page_count))
+
+    def entries(self) -> Entries:
+        """All entries: 44 bytes for each chunk of the segment.  ``sweep`` needs no more than a few MiB."""
+        return np.concatenate([np.zeros(0, ENTRY), *self.sweep()])
 
     def find(self, chunk_id: bytes) -> Location | None:
         """Where one chunk stands."""
@@ -209,18 +231,21 @@ class Segment:
 
     def _entry(self, chunk_id: bytes) -> np.void | None:
         if self._first_list is None:
-            self._first_list = self._firsts.tolist()
-        key = int.from_bytes(chunk_id[:8], "big")
+            self._first_list = self.firsts.tolist()
+        start = chunk_id[:8]
+        key = int.from_bytes(start, "big")
+        if not self._may_have(key):
+            return None
         number = bisect.bisect_right(self._first_list, key) - 1
         alike = 0
         while number >= 0:
-            page = self.page(number)
-            at = int(np.searchsorted(_page_keys(page), key))
-            while at < len(page) and page["id"][at].tobytes()[:8] == chunk_id[:8]:
-                if page["id"][at].tobytes() == chunk_id:
-                    entry: np.void = page[at]
+            page = self._page(number)
+            at = _first_at(page, start)
+            while page[at : at + 8] == start:
+                if page[at : at + ID_SIZE] == chunk_id:
+                    entry: np.void = np.frombuffer(page, ENTRY)[at // ENTRY.itemsize]
                     return entry
-                at += 1
+                at += ENTRY.itemsize
                 alike += 1
                 if alike > _MOST_ALIKE:
                     raise CorruptObject(self.name, "more of its entries look alike than can be by chance")
@@ -229,13 +254,43 @@ class Segment:
             number -= 1  # the same leading bytes may begin on the page before
         return None
 
+    def _may_have(self, key: int) -> bool:
+        """False where no entry has such a key.
+
+        Most lookups of a backup are for chunks that are new, and each reads and proves a page where the cache does
+        not hold them all.  Once as many were read as there are, all are gone through, and from then on one to two
+        bytes for each entry answer seven of eight such lookups.
+        """
+        if not self._prefixes:
+            if self._misses <= self.page_count or not self._counting.acquire(blocking=False):
+                return True
+            try:
+                self._prefixes = self._found_prefixes()
+            finally:
+                self._counting.release()
+        bit = key >> (64 - self._prefix_bits)
+        return bool(self._prefixes[bit >> 3] >> (bit & 7) & 1)
+
+    def _found_prefixes(self) -> bytes:
+        found = np.zeros(1 << (self._prefix_bits - 3), np.uint8)
+        for entries in self.sweep():
+            bits = keys_of(entries["id"]) >> np.uint64(64 - self._prefix_bits)
+            np.bitwise_or.at(
+                found, (bits >> np.uint64(3)).astype(np.int64), np.left_shift(1, bits & np.uint64(7)).astype(np.uint8)
+            )
+        return found.tobytes()
+
+    @property
+    def _prefix_bits(self) -> int:
+        return max(3, (8 * self.count - 1).bit_length())
+
     def find_many(self, ids: NDArray[np.void]) -> tuple[NDArray[np.int64], Entries]:
         """Positions in ``ids`` that were found, and their entries (``pack`` indexes ``packs``)."""
         if self.page_count == 0 or len(ids) == 0:
             return np.zeros(0, np.int64), np.zeros(0, ENTRY)
         keys = keys_of(ids)
         order = np.argsort(keys, kind="stable")
-        numbers = np.searchsorted(self._firsts, keys[order], "right") - 1
+        numbers = np.searchsorted(self.firsts, keys[order], "right") - 1
         positions, entries = [], []
         edges = np.flatnonzero(np.diff(numbers, prepend=-2, append=self.page_count + 1))
         for start, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
@@ -258,21 +313,34 @@ class Segment:
             return np.zeros(0, np.int64), np.zeros(0, ENTRY)
         return np.concatenate(positions), np.concatenate(entries)
 
-    def _prove(self, number: int, frame: bytes | memoryview) -> Entries:
+    def _prove(self, number: int, frame: bytes | memoryview) -> bytes:
         page_hash = self._hashes[number * OBJECT_ID_SIZE : (number + 1) * OBJECT_ID_SIZE]
         try:
             plain = self._sealer.open(page_hash, frame)
         except CorruptChunk as error:
             raise CorruptObject(self.name, f"page {number} cannot be opened") from error
         entries = min(PAGE_ENTRIES, self.count - number * PAGE_ENTRIES)
-        if self._sealer.object_id(_KIND, plain) != page_hash or len(plain) != entries * ENTRY.itemsize:
+        if self._sealer.object_id(KIND, plain) != page_hash or len(plain) != entries * ENTRY.itemsize:
             raise CorruptObject(self.name, f"page {number} does not match its hash")
         page = np.frombuffer(plain, ENTRY)
         if int(page["pack"].max()) >= len(self.packs):
             raise CorruptObject(self.name, f"page {number} refers to a pack that is not listed")
         if int(page["length"].max()) > MAX_PLAIN + self._sealer.overhead:
             raise CorruptObject(self.name, f"page {number} names a frame that is longer than any")
-        return page
+        return plain
+
+
+def _first_at(page: bytes, start: bytes) -> int:
+    """Where on a page the first entry stands whose id is not below ``start``; its end if there is none."""
+    low, high = 0, len(page) // ENTRY.itemsize
+    while low < high:
+        middle = (low + high) // 2
+        at = middle * ENTRY.itemsize
+        if page[at : at + 8] < start:
+            low = middle + 1
+        else:
+            high = middle
+    return low * ENTRY.itemsize
 
 
 def _page_keys(page: Entries) -> Keys:
@@ -287,7 +355,7 @@ def _open_directory(store: ObjectStore, name: str, sealer: Sealer) -> tuple[Segm
     start = SegmentHeader.SIZE + header.directory_length
     pages = -(-header.count // PAGE_ENTRIES)
     if (
-        header.magic != _MAGIC
+        header.magic != MAGIC
         or header.version != 1
         or header.directory_length > _MAX_DIRECTORY
         or start + header.count * ENTRY.itemsize + pages * sealer.overhead != size
@@ -305,7 +373,7 @@ def _open_directory(store: ObjectStore, name: str, sealer: Sealer) -> tuple[Segm
         raise CorruptObject(name, "its directory cannot be read") from error
     unsized = SegmentHeader(header.magic, header.version, header.count, 0, header.salt, header.spare)
     if (
-        sealer.object_id(_KIND, unsized.pack() + plain) != segment_id
+        sealer.object_id(KIND, unsized.pack() + plain) != segment_id
         or len(directory.first_keys) != 8 * pages
         or len(directory.page_hashes) != OBJECT_ID_SIZE * pages
         or len(directory.frame_lengths) != pages
@@ -316,15 +384,3 @@ def _open_directory(store: ObjectStore, name: str, sealer: Sealer) -> tuple[Segm
     ):
         raise CorruptObject(name, "its directory does not match its name")
     return header, directory, start
-
-
-def merged(segments: Iterable[Segment]) -> tuple[Entries, list[str]]:
-    """The entries of several segments with one list of packs."""
-    packs: dict[str, int] = {}
-    parts = []
-    for segment in segments:
-        renumbered = np.array([packs.setdefault(name, len(packs)) for name in segment.packs], np.uint32)
-        entries = segment.entries().copy()
-        entries["pack"] = renumbered[entries["pack"]]
-        parts.append(entries)
-    return (np.concatenate(parts) if parts else np.zeros(0, ENTRY)), list(packs)

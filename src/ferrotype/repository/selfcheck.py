@@ -22,12 +22,13 @@ from ferrotype.repository.chunkmap import ChunkMap, MapPage
 from ferrotype.repository.packs import PREFIX as PACKS
 from ferrotype.repository.sealing import ZERO_ID, ChunkId
 from ferrotype.repository.segments import PREFIX as INDEXES
-from ferrotype.repository.segments import Entries, Segment
+from ferrotype.repository.segments import Entries, Segment, keys_of
 from ferrotype.repository.snapshots import DiskRecord
 from ferrotype.repository.store import Repository
 
-_LOOKUP: Final = 1 << 18  # ids looked up together, so that the index is swept seldom
-_UNREADABLE: Final = (IntegrityError, DeviceError, StoreError)
+_LOOKUP: Final = 1 << 20  # ids looked up in one sweep over the index
+_STEP: Final = 1 << 16  # of them at a time: what is found takes several times their memory
+UNREADABLE: Final = (IntegrityError, DeviceError, StoreError)
 
 Ids = NDArray[np.void]
 
@@ -46,11 +47,13 @@ def check_maps(
     stored = _Stored(repository, fresh)
     for disk in disks:
         pending: list[Ids] = []
+        count = 0
         for ids in _new_ids(repository, stored, disk, parents.get(disk.name)):
             pending.append(ids)
-            if sum(map(len, pending)) >= _LOOKUP:
+            count += len(ids)
+            if count >= _LOOKUP:
                 _require(stored, disk, np.concatenate(pending))
-                pending = []
+                pending, count = [], 0
         if pending:
             _require(stored, disk, np.concatenate(pending))
 
@@ -64,7 +67,7 @@ class _Stored:
         self._sizes = {info.name: info.size for info in store.list(PACKS)}
         try:
             self._fresh = [Segment(store, fresh, repository.sealer)] if fresh is not None else []
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise _failed("the index of this backup", str(error)) from error
         names = {info.name for info in store.list(INDEXES)}
         self._older = [segment for segment in repository.index.segments if segment.name in names]
@@ -122,16 +125,18 @@ def _different(page: MapPage, known: ChunkMap | None) -> Ids:
     ids = page.ids[: page.count]
     wanted = ids != np.void(ZERO_ID)
     if known is not None and (count := min(page.count, known.cells - page.first)) > 0:
-        with suppress(*_UNREADABLE):  # where the older map is damaged all are looked at
+        with suppress(*UNREADABLE):  # where the older map is damaged all are looked at
             wanted[:count] &= ids[:count] != known.ids(page.first, count)
     new: Ids = ids[wanted]
     return new
 
 
 def _require(stored: _Stored, disk: DiskRecord, ids: Ids) -> None:
+    ids = ids[np.argsort(keys_of(ids), kind="stable")]
     try:
-        missing = stored.missing(ids)
-    except _UNREADABLE as error:
+        pieces = [stored.missing(ids[at : at + _STEP]) for at in range(0, len(ids), _STEP)]
+        missing = np.concatenate([ids[:0], *pieces])
+    except UNREADABLE as error:
         raise _failed("the index of this backup", str(error)) from error
     if len(missing):
         first = MissingChunk(missing[0].tobytes())
@@ -149,7 +154,7 @@ def unproven(repository: Repository, names: Sequence[str]) -> dict[str, str]:
             repository.store.check(name, from_medium=True)
             if name.startswith(PACKS):
                 _prove_frames(repository, name)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             return str(error)
         return ""
 

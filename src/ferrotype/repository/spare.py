@@ -21,7 +21,6 @@ from ferrotype.errors import CorruptObject, DeviceError, FormatError, InvalidIma
 from ferrotype.objects import ObjectStore
 from ferrotype.repository.config import NAME as CONFIG
 from ferrotype.repository.config import decode_config
-from ferrotype.repository.packs import PREFIX as PACKS
 from ferrotype.units import GiB, MiB
 
 PREFIX: Final = "spare/"
@@ -190,4 +189,6 @@ def _regular(name: str) -> bool:
 
 
 def _stored(store: ObjectStore) -> int:
+    from ferrotype.repository.packs import PREFIX as PACKS
+
     return sum(info.size for info in store.list(PACKS))

@@ -10,10 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from threading import Lock
-from typing import Final, Protocol, Self, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Final, Protocol, Self, TypeVar
 
 from ferrotype.errors import (
     FerrotypeError,
@@ -26,7 +23,6 @@ from ferrotype.errors import (
     UsageError,
 )
 from ferrotype.objects import ObjectStore, SpaceReport
-from ferrotype.repository.chunkmap import ChunkMap
 from ferrotype.repository.config import (
     DEFAULT_CHUNK,
     DEFAULT_PACK,
@@ -36,16 +32,21 @@ from ferrotype.repository.config import (
     encode_config,
     new_config,
 )
-from ferrotype.repository.index import Index
 from ferrotype.repository.keys import MASTER_SIZE, Cost, KeySlot, Secret
-from ferrotype.repository.packs import PREFIX as PACKS
-from ferrotype.repository.packs import PackTable, read_table
 from ferrotype.repository.sealing import ChunkId, Keys, Sealer
-from ferrotype.repository.segments import Location
 from ferrotype.repository.slots import add_slot, master_key, put_slot, remove_slot
 from ferrotype.repository.snapshots import DiskRecord, Region, Snapshot, find_snapshot, read_snapshots
 from ferrotype.repository.spare import read_heads
 from ferrotype.units import KiB
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ferrotype.repository.chunkmap import ChunkMap
+    from ferrotype.repository.index import Index
+    from ferrotype.repository.packs import PackTable
+    from ferrotype.repository.segments import Location
 
 T = TypeVar("T")
 
@@ -190,6 +191,8 @@ class Repository:
         return self._index or self._retried(self._opened_index)
 
     def _opened_index(self) -> Index:
+        from ferrotype.repository.index import Index
+
         state = self._state
         index = Index(self.store, self.sealer, self._warn, lambda: self._is_outdated(state))
         with self._stating:
@@ -232,6 +235,8 @@ class Repository:
         packs: list[str],
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], list[str]]:
         """What was located, and the missing ones as far as packs have them that no segment lists."""
+        import numpy as np
+
         missing = np.flatnonzero(number < 0)
         if len(missing) and (unlisted := self.index.unlisted()).count:
             found, entries = unlisted.find_many(ids[missing])
@@ -297,13 +302,19 @@ class Repository:
 
     def map(self, disk: DiskRecord, region: Region) -> ChunkMap:
         """The chunk map of one region."""
+        from ferrotype.repository.chunkmap import ChunkMap
+
         return ChunkMap(region.root, disk.cells(region), lambda chunk_id: self.chunk(chunk_id, disk))
 
     def pack_table(self, name: str) -> PackTable:
         """Raises CorruptObject."""
+        from ferrotype.repository.packs import read_table
+
         return read_table(self.store, name, self.sealer)
 
     def packs(self) -> Iterator[str]:
+        from ferrotype.repository.packs import PREFIX as PACKS
+
         return (info.name for info in self.store.list(PACKS))
 
     # ------------------------------------------------------------------ newer states

@@ -1,0 +1,49 @@
+"""Opening an image that exists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ferrotype.errors import UsageError
+from ferrotype.objects.container import Container
+from ferrotype.objects.volumes import Opener, PosixFile
+from ferrotype.repository.keys import Secret
+from ferrotype.repository.store import Repository
+
+SecretSource = Callable[[Path], Secret | None]
+
+
+def open_container(path: Path, *, writable: bool = False, opener: Opener = PosixFile) -> Container:
+    """The container an existing image is kept in."""
+    if not path.exists():
+        raise UsageError(f"{path} does not exist")
+    if not path.is_file():
+        raise UsageError(f"{path} is not a file")
+    return Container.open(path, writable=writable, opener=opener)
+
+
+def open_image(
+    path: Path,
+    secret: SecretSource,
+    *,
+    writable: bool = False,
+    level: int = 1,
+    secret_given: bool = False,
+    opener: Opener = PosixFile,
+) -> Repository:
+    """An existing image as a repository.  Raises KeyRefused where a secret was given and none is needed."""
+    container = open_container(path, writable=writable, opener=opener)
+    try:
+        wanted = secret_given or is_encrypted(container)
+        repository = Repository.open(container, secret(path) if wanted else None, level=level)
+    except BaseException:
+        container.close()
+        raise
+    repository.warnings += container.warnings
+    return repository
+
+
+def is_encrypted(container: Container) -> bool:
+    """Whether a passphrase or key file is needed."""
+    return any(True for _ in container.list("key/"))
