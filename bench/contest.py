@@ -1,56 +1,53 @@
-"""Runs one job for ferrotype and each of its peers in turn, pair by pair."""
+"""Runs one job for ferrotype and each of its rivals in turn, pair by pair."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from jobs import Job, Step
+from jobs import Job, Rival
 from measure import CommandError, Sample, shell, timed
+from programs import Step
 from workspace import Workspace, empty
 
 
 @dataclass(slots=True)
 class Row:
-    """One program in one job.  ``ours`` are the runs its own were paired with; ferrotype's own row has none."""
+    """One rival in one job, and the runs of ferrotype paired with its own; no ``name`` where there is no rival."""
 
     job: str
     name: str
-    samples: list[Sample] = field(default_factory=list)
     ours: list[Sample] = field(default_factory=list)
+    theirs: list[Sample] = field(default_factory=list)
     failure: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    repetitions: int  # counted pairs; one more comes first, to warm up
-    check_once: bool  # check the results of the first pair only
+    repetitions: int  # pairs
+    check_all: bool  # check every result, not only the first of each program in a job
 
 
 def hold(job: Job, space: Workspace, rules: Rules) -> list[Row]:
-    """All pairs of a job: A B A B with the first peer, then with the next.  A row that failed says why."""
-    mine = Row(job.name, job.ours.name)
-    rows = [mine]
-    try:
-        _prepare(job, job.ours, space)
-        for peer in job.peers:
-            if peer.needs and shutil.which(peer.needs) is None:
-                say(f"{job.name}: {peer.name} is left out, {peer.needs} is not installed")
-                continue
-            row = Row(job.name, peer.name)
-            rows.append(row)
-            try:
-                _prepare(job, peer, space)
-                _pairs(job, peer, space, rules, mine, row)
-            except CommandError as error:
-                _lost(row, error)
-            _remove(peer, space)
-        _remove(job.ours, space)
-    except CommandError as error:
-        _lost(mine, error)
+    """All pairs of a job: A B A B with the first rival, then with the next.  A row that failed says why."""
+    contest = Contest(job, space, rules)
+    rows = []
+    for rival in job.rivals or (None,):
+        if rival and rival.step.needs and shutil.which(rival.step.needs) is None:
+            say(f"{job.name}: {rival.step.name} is left out, {rival.step.needs} is not installed")
+            continue
+        row = Row(job.name, rival.step.name if rival else "")
+        rows.append(row)
+        try:
+            contest.pairs(rival, row)
+        except CommandError as error:
+            row.failure = str(error)
+            say(f"{job.name}: {row.name or 'ferrotype'} failed: {error}")
+    contest.remove(job.ours)
     return rows
 
 
@@ -58,58 +55,54 @@ def say(what: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
 
 
-def _pairs(job: Job, peer: Step, space: Workspace, rules: Rules, mine: Row, row: Row) -> None:
-    for turn in range(rules.repetitions + 1):
-        check = turn == 0 or not rules.check_once
-        ours, theirs = (_once(job, step, space, check) for step in (job.ours, peer))
-        if turn:
-            mine.samples.append(ours)
-            row.ours.append(ours)
-            row.samples.append(theirs)
-            say(f"{job.name} {turn}: {job.ours.name} {ours.wall:.2f} s, {peer.name} {theirs.wall:.2f} s")
+@dataclass(slots=True)
+class Contest:
+    job: Job
+    space: Workspace
+    rules: Rules
+    checked: set[str] = field(default_factory=set)  # steps whose result was seen to be right
+    placed: set[str] = field(default_factory=set)  # steps whose folder holds the store, and keeps it
 
+    def pairs(self, rival: Rival | None, row: Row) -> None:
+        steps = [self.job.ours, *([rival.step] if rival else [])]
+        try:
+            pairs = min(self.rules.repetitions, (rival and rival.most_pairs) or self.rules.repetitions)
+            for turn in range(1, pairs + 1):
+                samples = [self.once(step) for step in steps]
+                row.ours.append(samples[0])
+                row.theirs += samples[1:]
+                times = ", ".join(f"{s.name} {t.wall:.2f} s" for s, t in zip(steps, samples, strict=True))
+                say(f"{self.job.name} {turn}: {times}")
+        finally:
+            if rival:
+                self.remove(rival.step)
 
-def _prepare(job: Job, step: Step, space: Workspace) -> None:
-    if not step.once:
-        return
-    names = space.names(step.name)
-    space.use("day1")
-    empty(names["at"])
-    shell(step.once.format(**names))
-    if not job.keeps:
-        stored = _stored(step, space)
-        shell(f"mkdir -p {stored.parent} && rm -rf {stored} && mv {names['at']} {stored}")
+    def once(self, step: Step) -> Sample:
+        """One run of one program, from a clean start to a checked end."""
+        job, space, names = self.job, self.space, self.space.names(step.name)
+        store = space.store(step.store) if step.store else None
+        space.use(job.day)
+        empty(names["out"])
+        if step.name not in self.placed:
+            empty(names["at"])
+            if store:
+                shell(f"cp -a {store}/. {names['at']}")
+            if job.keeps:
+                self.placed.add(step.name)
+        if step.reset:
+            shell(step.reset.format(**names))
+        sample, said = timed(step.run.format(**names), Path(step.result.format(**names)), space.fast / "said")
+        if step.says:
+            own = json.loads(said)
+            sample = replace(sample, wall=own["wall"], cpu=own["cpu"], peak=own.get("peak", sample.peak))
+        if step.check and (self.rules.check_all or step.name not in self.checked):
+            shell(step.check.format(**names))
+            self.checked.add(step.name)
+        empty(names["out"])
+        if not job.keeps:
+            empty(names["at"])
+        return sample
 
-
-def _stored(step: Step, space: Workspace) -> Path:
-    """Where a tool's folder waits in the state from which every run starts."""
-    return space.kept / "stores" / Path(space.names(step.name)["at"]).name
-
-
-def _once(job: Job, step: Step, space: Workspace, check: bool) -> Sample:
-    """One run of one program, from a clean start to a checked end."""
-    names = space.names(step.name)
-    space.use(job.day)
-    empty(names["out"])
-    if not job.keeps:
-        empty(names["at"])
-        if step.once:
-            shell(f"cp -a {_stored(step, space)}/. {names['at']}")
-    if step.reset:
-        shell(step.reset.format(**names))
-    sample, _ = timed(step.run.format(**names), Path(step.result.format(**names)), space.fast / "said")
-    if check:
-        shell(step.check.format(**names))
-    empty(names["out"])
-    if not job.keeps:
-        empty(names["at"])
-    return sample
-
-
-def _remove(step: Step, space: Workspace) -> None:
-    shell(f"rm -rf {space.names(step.name)['at']} {_stored(step, space)}")
-
-
-def _lost(row: Row, error: CommandError) -> None:
-    row.failure = str(error)
-    say(f"{row.job}: {row.name} failed: {error}")
+    def remove(self, step: Step) -> None:
+        self.placed.discard(step.name)
+        shell(f"rm -rf {self.space.names(step.name)['at']}")

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 MiB = 1 << 20
 
@@ -53,7 +53,10 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
-        raw = json.loads((folder / "manifest.json").read_text())
+        return cls.parse(json.loads((folder / "manifest.json").read_text()))
+
+    @classmethod
+    def parse(cls, raw: dict[str, Any]) -> Manifest:
         raw["partitions"] = tuple(Partition(**p) for p in raw["partitions"])
         raw["days"] = {name: Day(**facts) for name, facts in raw["days"].items()}
         return cls(**raw)

@@ -1,32 +1,36 @@
-"""What is compared: jobs, and the commands by which ferrotype and its peers do them.
-
-Commands are shell, with these names filled in:
-
-    {ferrotype}  the command line            {source}  the disk of the job's day, named disk.img
-    {at}         the tool's own folder       {out}     an empty folder for what is restored
-    {password}   a file with a passphrase    {check}   compares a restored disk: {check} DAY FILE [--used]
-
-ferrotype leaves out free space as it does by default, so its output is compared in what is in use, that of
-programs that copy every sector in every byte.
-"""
+"""What is compared: the jobs, who takes part in each, and the goals; see README.md."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
+
+import peers
+import programs
+from programs import FRAMES, IMAGE, TARGET, Step, limit
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """How one program does a job."""
+class Rival:
+    """A program that takes turns with ferrotype, and what part of its wall time and bytes ferrotype may need at most.
 
-    name: str
-    needs: str  # the program that must be installed
-    run: str  # what is timed
-    check: str  # succeeds where the result is right
-    reset: str = ""  # before every run, in an emptied {at}
-    once: str = ""  # before the first run, with the disk of day one; {at} is then as it left it before every run
-    result: str = "{at}"  # its growth is what was stored
+    With a ``share`` it is no program but the machine's limit, of whose speed ferrotype should reach at least that.
+    """
+
+    step: Step
+    wall: float | None = None
+    stored: float | None = None
+    share: float | None = None
+    most_pairs: int | None = None  # where fewer are enough
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """At most this of ferrotype's own: ``wall`` and ``cpu`` in seconds, ``stored`` in bytes."""
+
+    fact: str
+    most: float
+    of_used: float = 0  # and this part of the bytes in use
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,145 +38,145 @@ class Job:
     name: str
     day: str  # the disk that is there while it runs; '' for none
     ours: Step
-    peers: tuple[Step, ...]
+    rivals: tuple[Rival, ...] = ()
+    bounds: tuple[Bound, ...] = ()
     keeps: bool = False  # {at} is not changed by a run, so it need not be put back
+    stores: bool = True  # what it stores is worth telling
+    reads: bool = True  # it goes through all that is in use
 
 
-FERRO: Final = "{at}/disk.ferro"
-BORG: Final = "BORG_BASE_DIR={at}/home BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK=yes borg"
-RESTIC: Final = "RESTIC_PASSWORD=bench restic --quiet --cache-dir {at}/cache --repo {at}/repo"
-
-BACKUP: Final = "{ferrotype} backup {source} " + FERRO + " --level 1 --json"
-DD_ZSTD: Final = "dd if={source} bs=1M status=none | zstd -q -1 -T2 -o {at}/disk.zst"
-QCOW2: Final = "qemu-img convert -c -W -m 16 -f raw -O qcow2 -o compression_type=zstd {source} {at}/disk.qcow2"
-BORG_INIT: Final = BORG + " init -e none {at}/repo"
-BORG_CREATE: Final = "cd $(dirname {source}) && " + BORG + " create -C zstd,1 {at}/repo::{day} disk.img"
-RESTIC_INIT: Final = RESTIC + " init"
-RESTIC_BACKUP: Final = RESTIC + " backup --compression auto {source}"
-
-
-def _restores(day: str, password: bool = False) -> str:
-    key = " --password-file {password}" if password else ""
-    restore = "{ferrotype} restore " + FERRO + " {out}/disk.img --json" + key
-    return f"{restore} >/dev/null && {{check}} {day} {{out}}/disk.img --used"
-
-
-PLAIN: Final = Step("ferrotype", "", BACKUP, _restores("day1"))
+READ_HASH: Final = "reading and BLAKE3"
 
 FIRST: Final = Job(
     "first backup, level 1",
     "day1",
-    PLAIN,
+    programs.PLAIN,
     (
-        Step("dd, zstd -1 -T2", "zstd", DD_ZSTD, "zstd -dcq {at}/disk.zst | {check} day1 /dev/stdin"),
-        Step(
-            "qemu-img convert -c, zstd, -m 16 -W",
-            "qemu-img",
-            QCOW2,
-            "qemu-img convert -f qcow2 -O raw {at}/disk.qcow2 {out}/disk.img && {check} day1 {out}/disk.img",
-        ),
-        Step(
-            "borg create, zstd,1",
-            "borg",
-            BORG_CREATE.replace("{day}", "day1"),
-            BORG + " extract --stdout {at}/repo::day1 | {check} day1 /dev/stdin",
-            reset=BORG_INIT,
-        ),
+        Rival(peers.DD_ZSTD, wall=0.6, stored=1.0),
+        Rival(peers.QEMU, wall=0.6, stored=1.0),
+        Rival(peers.PARTCLONE, stored=1.0, most_pairs=1),
+        Rival(peers.BORG, wall=0.45),
+        Rival(peers.RESTIC, wall=0.2),
+        Rival(programs.ONE_CORE, wall=1 / 1.8),
+        Rival(limit("zstd level 1 and BLAKE3", "read+blake3+zstd"), share=0.8),
     ),
 )
-
 ENCRYPTED: Final = Job(
     "first backup, encrypted",
     "day1",
-    Step(
-        "ferrotype, encrypted", "", BACKUP + " --encrypt --password-file {password}", _restores("day1", password=True)
+    programs.ENCRYPTED,
+    (
+        Rival(programs.UNENCRYPTED, wall=1.08),
+        Rival(limit("zstd, BLAKE3 and AES-256-GCM", "read+blake3+zstd+aes"), share=0),
     ),
-    (replace(PLAIN, name="ferrotype, not encrypted"),),
 )
-
+# Level -3 is the fastest that still packs the same bytes no worse than lz4 does: 2.22 against 2.17.
+FAST: Final = Job(
+    "first backup, lz4 class (level -3)",
+    "day1",
+    programs.FAST,
+    (
+        Rival(peers.DD_LZ4, wall=0.6),
+        Rival(peers.BORG_LZ4, wall=0.6),
+        Rival(limit("zstd level -3 and BLAKE3", "read+blake3+zstd --level=-3"), share=0),
+    ),
+)
+UNCHANGED: Final = Job(
+    "increment, nothing changed",
+    "day1",
+    programs.backup(" --level 1", store=IMAGE),
+    (
+        Rival(peers.next_borg("day1"), most_pairs=2),
+        Rival(peers.next_restic("day1"), most_pairs=2),
+        Rival(limit(READ_HASH, "read+blake3"), share=0.6),
+    ),
+    (Bound("stored", 64 << 10, of_used=1e-4),),
+)
 DAY_TWO: Final = Job(
-    "day two",
+    "increment, day two",
     "day2",
-    Step("ferrotype", "", BACKUP, _restores("day2"), once=BACKUP),
+    programs.backup(" --level 1", "day2", store=IMAGE),
     (
-        Step(
-            "borg create, zstd,1",
-            "borg",
-            BORG_CREATE.replace("{day}", "day2"),
-            BORG + " extract --stdout {at}/repo::day2 | {check} day2 /dev/stdin",
-            once=BORG_INIT + " && " + BORG_CREATE.replace("{day}", "day1"),
-        ),
-        Step(
-            "restic backup (encrypted)",
-            "restic",
-            RESTIC_BACKUP,
-            RESTIC + " dump latest {source} | {check} day2 /dev/stdin",
-            once=RESTIC_INIT + " && " + RESTIC_BACKUP,
-            result="{at}/repo",
-        ),
+        Rival(peers.next_borg("day2"), wall=0.2),
+        Rival(peers.next_restic("day2"), wall=0.2, stored=0.8),
+        Rival(peers.REBASE, wall=0.4),
+        Rival(limit(READ_HASH, "read+blake3 --day day2"), share=0.6),
     ),
 )
-
 RESTORE: Final = Job(
-    "restore to a new raw file",
+    "restore to a new file",
     "",
-    Step(
-        "ferrotype",
-        "",
-        "{ferrotype} restore " + FERRO + " {out}/disk.img --json",
-        "{check} day1 {out}/disk.img --used",
-        once=BACKUP,
-        result="{out}",
-    ),
+    programs.RESTORED,
     (
-        Step(
-            "qemu-img convert, -m 16 -W",
-            "qemu-img",
-            "qemu-img convert -W -m 16 -f qcow2 -O raw {at}/disk.qcow2 {out}/disk.img",
-            "{check} day1 {out}/disk.img",
-            once=QCOW2,
-            result="{out}",
-        ),
-        Step(
-            "borg extract --sparse",
-            "borg",
-            "cd {out} && " + BORG + " extract --sparse {at}/repo::day1",
-            "{check} day1 {out}/disk.img",
-            once=BORG_INIT + " && " + BORG_CREATE.replace("{day}", "day1"),
-            result="{out}",
+        Rival(peers.UNQEMU, wall=0.6),
+        Rival(peers.UNBORG, wall=0.4),
+        Rival(peers.UNRESTIC, wall=0.4),
+        Rival(
+            limit("decompressing and writing", "frames+unzstd+write", "{at}/frames {out}/disk.img", FRAMES),
+            share=0.75,
         ),
     ),
     keeps=True,
 )
-
-# A verification is right when it also finds a byte that was changed in the middle of the file, and says so with 1.
-_FLIP: Final = (
-    "cp {file} {{out}}/damaged && at=$(( $(stat -c %s {file}) / 2 )) && byte=$(od -An -tu1 -j $at -N 1 {file}) "
-    '&& printf "\\\\x$(printf %02x $(( byte ^ 255 )))" '
-    "| dd of={{out}}/damaged bs=1 seek=$at conv=notrunc status=none "
-    "&& {{{{ {verify} {{out}}/damaged; [ $? -eq 1 ]; }}}}"
+DELTA: Final = Job(
+    "restore --delta, 2 % differ",
+    "day2",
+    programs.DELTA,
+    (
+        Rival(
+            limit(READ_HASH, "read+blake3 --day day2", "{out}/disk.img --disks {disks}", reset=TARGET),
+            share=0.6,
+        ),
+    ),
+    keeps=True,
+    stores=False,
+)
+VERIFY: Final = Job(
+    "verify",
+    "",
+    programs.verify(),
+    (
+        Rival(peers.ZSTD_TEST, wall=0.2),
+        Rival(peers.BORG_CHECK, wall=0.15),
+        Rival(limit("reading and XXH3-128", "stored+xxh3", "{at}/disk.ferro", IMAGE), share=0),
+    ),
+    keeps=True,
+    stores=False,
+)
+DEEP: Final = Job(
+    "verify --deep",
+    "",
+    programs.verify(" --deep"),
+    (
+        Rival(peers.ZSTD_TEST, wall=0.5),
+        Rival(limit("decompressing and BLAKE3", "frames+unzstd+blake3", "{at}/frames", FRAMES), share=0.75),
+    ),
+    keeps=True,
+    stores=False,
+)
+# partclone needs minutes for the latter two
+_SCANS: Final = {"ext4": None, "ntfs": None, "fat32": 1, "exfat": 1}
+MAPS: Final = tuple(
+    Job(
+        f"allocation map, aged 4 TB {kind}",
+        "",
+        programs.allocation(kind),
+        (Rival(peers.scan(kind), wall=1.0, most_pairs=pairs),),
+        keeps=True,
+        stores=False,
+        reads=False,
+    )
+    for kind, pairs in _SCANS.items()
+)
+HELP: Final = Job("start-up: --help", "", programs.HELP, bounds=(Bound("cpu", 0.25),), stores=False, reads=False)
+LIST: Final = Job(
+    "start-up: list, 100 snapshots",
+    "",
+    programs.LIST,
+    bounds=(Bound("cpu", 0.4),),
+    keeps=True,
+    stores=False,
+    reads=False,
 )
 
-
-def _finds_damage(file: str, verify: str) -> str:
-    return _FLIP.format(file=file, verify=verify)
-
-
-ZSTD_TEST: Final = Step(
-    "zstd -t",
-    "zstd",
-    "zstd -tq {at}/disk.zst",
-    _finds_damage("{at}/disk.zst", "zstd -tq"),
-    once=DD_ZSTD,
-)
-
-
-def _verify(options: str) -> Step:
-    name, command = f"ferrotype verify{options}", "{ferrotype} verify"
-    return Step(name, "", f"{command} {FERRO}{options}", _finds_damage(FERRO, command), once=BACKUP)
-
-
-VERIFY: Final = Job("verify what is stored", "", _verify(""), (ZSTD_TEST,), keeps=True)
-VERIFY_DEEP: Final = Job("verify by decoding", "", _verify(" --deep"), (ZSTD_TEST,), keeps=True)
-
-JOBS: Final = (FIRST, ENCRYPTED, DAY_TWO, RESTORE, VERIFY, VERIFY_DEEP)
+JOBS: Final = (FIRST, ENCRYPTED, FAST, UNCHANGED, DAY_TWO, DELTA, RESTORE, VERIFY, DEEP, *MAPS, HELP, LIST)

@@ -76,9 +76,3 @@ def _machine_seconds() -> float:
 
 def median(samples: Sequence[Sample], fact: Callable[[Sample], float]) -> float:
     return statistics.median(fact(s) for s in samples)
-
-
-def ratio(ours: Sequence[Sample], theirs: Sequence[Sample], fact: Callable[[Sample], float]) -> float | None:
-    """Median over the pairs of theirs / ours: above 1 where ours needs less.  None where ours needs nothing."""
-    pairs = [fact(b) / fact(a) for a, b in zip(ours, theirs, strict=True) if fact(a) > 0]
-    return statistics.median(pairs) if pairs else None

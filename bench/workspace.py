@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shlex
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from measure import shell
+from programs import Store
 
 from disks import Manifest
 
@@ -24,10 +26,12 @@ class Workspace:
     fast: Path
     kept: Path
     ferrotype: str
+    made: set[str] = field(default_factory=set)  # stores that this run made or found right
 
     def build_disks(self, scale: float, seed: int) -> Manifest:
         """The manifest of the disks of that scale and seed, which are built where they are not there."""
         if not (self.disks / "manifest.json").exists():
+            shutil.rmtree(self.kept / "stores", ignore_errors=True)  # they are of other disks
             shell(f"{sys.executable} {BENCH}/make_disk.py {self.disks} --scale {scale} --seed {seed}")
         manifest = Manifest.load(self.disks)
         if (manifest.scale, manifest.seed) != (scale, seed):
@@ -57,9 +61,24 @@ class Workspace:
             shell(f"cp --sparse=always {self.disks}/{day}.img {self.source}")
         mark.write_text(day)
 
+    def store(self, store: Store) -> Path:
+        """The folder with what a program made of day one; made where it is not there, or must be new in every run."""
+        made_by = hashlib.sha256(store.make.encode()).hexdigest()[:8]  # a store of other commands is another one
+        folder = self.kept / "stores" / f"{_plain(store.name)}-{made_by}"
+        if store.name not in self.made and (store.fresh or not folder.exists()):
+            names = self.names(f"store {store.name}")
+            self.use(store.day)
+            empty(names["at"])
+            empty(names["out"])
+            shell(store.make.format(**names))
+            new = folder.with_name(folder.name + ".new")
+            shell(f"mkdir -p {folder.parent} && rm -rf {folder} {new} && mv {names['at']} {new} && mv {new} {folder}")
+        self.made.add(store.name)
+        return folder
+
     def names(self, tool: str) -> dict[str, str]:
-        """What the commands of jobs.py may name."""
-        at = self.fast / "tools" / "".join(c if c.isalnum() else "-" for c in tool)
+        """What the commands of programs.py may name."""
+        at = self.fast / "tools" / _plain(tool)
         password = self.fast / "password"
         password.write_text("a passphrase for the benchmark\n")
         check = f"{sys.executable} {BENCH}/disks.py {self.disks}"
@@ -70,6 +89,9 @@ class Workspace:
             "out": str(self.fast / "out"),
             "password": str(password),
             "check": check,
+            "disks": str(self.disks),
+            "python": sys.executable,
+            "bench": str(BENCH),
         }
 
 
@@ -85,6 +107,10 @@ def workspace(fast: Path, kept: Path, ferrotype: str) -> Iterator[Workspace]:
         yield Workspace(folder, kept, ferrotype)
     finally:
         shutil.rmtree(folder)
+
+
+def _plain(name: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in name)
 
 
 def empty(folder: str) -> None:

@@ -53,6 +53,7 @@ def make_checkout(where: Path) -> Path:
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "__main__.py").write_text(MAIN)
+    (package / "unused.py").touch()
     shutil.copy2(ROOT / "ferrotype", where / "ferrotype")
     write_pyproject(where, "1.0")
     for version in ("1.0", "2.0"):
@@ -131,6 +132,11 @@ def test_is_quick_once_set_up(ready: Path) -> None:
     steps = [line for line in trace.stderr.splitlines() if line.startswith("+")]
     assert len(steps) < 30, steps
     assert not any(word in step for step in steps for word in (" -m venv", " -m pip", "flock"))
+
+
+def test_sources_are_compiled_at_the_set_up(ready: Path) -> None:
+    """Who starts the program later may not be allowed to write beside them."""
+    assert list((ready / "src/ferrotype/__pycache__").glob("unused.*.pyc"))
 
 
 def test_changed_sources_count_at_once(ready: Path) -> None:

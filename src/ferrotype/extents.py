@@ -112,8 +112,8 @@ class ExtentMap:
         for left, right in pairwise(maps):
             if left.end != right.start:
                 raise ValueError(f"maps do not touch: {left.end} and {right.start}")
-        if not maps:
-            return cls.uniform(0, 0)
+        if len(maps) < 2:
+            return maps[0] if maps else cls.uniform(0, 0)
         bounds = np.concatenate([m.bounds[:-1] for m in maps] + [maps[-1].bounds[-1:]])
         return cls._normal(bounds, np.concatenate([m.states for m in maps]))
 
@@ -194,7 +194,7 @@ class ExtentMap:
 
     def shift(self, delta: int) -> ExtentMap:
         """The same map, ``delta`` bytes further on."""
-        return ExtentMap(self.bounds + delta, self.states)
+        return ExtentMap(self.bounds + delta, self.states) if delta else self
 
     def translate(self, table: dict[State, State]) -> ExtentMap:
         """Replace whole state values; a value not in ``table`` stays."""
@@ -240,6 +240,9 @@ class ExtentMap:
         return self._normal(np.append(bounds[heads], bounds[-1]), np.bitwise_and.reduceat(pieces, heads))
 
 
+_STEP: Final = 1 << 18  # extents looked up at once
+
+
 def _distinct(ascending: Offsets) -> Offsets:
     """Without repetitions.  (``numpy.unique`` hashes, which costs fifty times as much on sorted input.)"""
     return ascending[np.append(True, ascending[1:] != ascending[:-1])] if len(ascending) else ascending
@@ -248,6 +251,11 @@ def _distinct(ascending: Offsets) -> Offsets:
 def _same_range(a: ExtentMap, b: ExtentMap) -> Offsets:
     if a.start != b.start or a.end != b.end:
         raise ValueError(f"maps of different ranges: {a.start}..{a.end} and {b.start}..{b.end}")
+    few, many = sorted((a.bounds, b.bounds), key=len)
+    if len(few) < len(many) // 8:  # as the holes of a file beside the free space of a volume
+        at = np.searchsorted(many, few)
+        new = many[at] != few
+        return np.insert(many, at[new], few[new]) if new.any() else many
     # a stable sort merges two ascending runs in one pass
     return _distinct(np.sort(np.concatenate([a.bounds, b.bounds]), kind="stable"))
 
@@ -256,8 +264,12 @@ def _at(m: ExtentMap, starts: Offsets) -> States:
     """The states at ``starts``, among which are all starts of the map."""
     if len(m) == len(starts):
         return m.states
-    places = np.searchsorted(starts, m.starts)  # a map of few extents is looked up in that of many, not the reverse
-    return np.repeat(m.states, np.diff(places, append=len(starts)))
+    if len(m) < len(starts) // 8:  # few are looked up among many, and not the reverse
+        return np.repeat(m.states, np.diff(np.searchsorted(starts, m.starts), append=len(starts)))
+    states = np.empty(len(starts), np.uint8)
+    for at in range(0, len(starts), _STEP):  # for the memory's sake
+        states[at : at + _STEP] = m.states[np.searchsorted(m.bounds, starts[at : at + _STEP], "right") - 1]
+    return states
 
 
 def merge(a: ExtentMap, b: ExtentMap) -> ExtentMap:
@@ -344,6 +356,7 @@ class BitmapRuns:
     def finish(self) -> tuple[Offsets, Offsets]:
         """Starts and ends (in bits) of the runs of ones."""
         edges = np.concatenate(self._edges) if self._edges else np.zeros(0, np.int64)
+        self._edges = [edges]  # and not twice the memory
         if len(edges) % 2:
             edges = np.append(edges, self._count)
         return edges[0::2], edges[1::2]

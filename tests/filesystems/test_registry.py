@@ -14,7 +14,6 @@ from ferrotype.block import Source, read
 from ferrotype.block.memory import MemoryDisk
 from ferrotype.errors import ReadError
 from ferrotype.extents import State
-from ferrotype.filesystems import registry
 from ferrotype.filesystems.registry import FILESYSTEMS, Identified, identify
 from ferrotype.units import KiB, MiB
 from tests.filesystems.test_fat import OnFile

@@ -107,7 +107,7 @@ class _References:
         return [(region.start + low, high - low) for low, high in ends]
 
     def _is_clean(self, disk: DiskRecord, region: Region, job: Job) -> bool:
-        """Whether nothing of a region is lost, found by asking for many pages at a time; else some are known whole."""
+        """Whether nothing of a region is lost, asking for many pages at a time; else the whole ones are known."""
         seen: set[bytes] = set()
         pending: list[tuple[bytes, NDArray[np.void]]] = []
         count = 0

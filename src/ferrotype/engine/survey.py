@@ -110,24 +110,32 @@ def survey(
         told.damage += table.warnings
         parts = table.partitions
     known = source.extents(0, source.size) if allocation else ExtentMap.uniform(0, source.size)
-    volumes, maps, at = [], [], 0
-    for partition in parts:
-        volume, free = _volume(source, partition, told, exclude_swap_files, known if allocation else None)
-        volumes.append(volume)
-        maps += [ExtentMap.uniform(at, partition.start - at), free]
-        at = partition.end
-    maps.append(ExtentMap.uniform(at, source.size - at))
-    extents = merge(known, ExtentMap.concat([m for m in maps if m.length])) if source.size else known
+    volumes, free = _volumes(source, parts, told, exclude_swap_files, known if allocation else None)
+    extents = merge(known, free)
     if table is not None:  # a partition may lie over the table itself, whose sectors it would call free
         extents = extents.cleared(State.FREE, table.metadata)
     return Survey(
         source.size,
         sector_size or (table.sector_size if table else source.traits.sector_size),
         table,
-        tuple(volumes),
+        volumes,
         extents,
         told,
     )
+
+
+def _volumes(
+    source: Source, parts: tuple[Partition, ...], told: Told, exclude_swap_files: bool, known: ExtentMap | None
+) -> tuple[tuple[Volume, ...], ExtentMap]:
+    """All volumes, and what they leave free of the whole disk."""
+    volumes, maps, at = [], [], 0
+    for partition in parts:
+        volume, free = _volume(source, partition, told, exclude_swap_files, known)
+        volumes.append(volume)
+        maps += [ExtentMap.uniform(at, partition.start - at), free]
+        at = partition.end
+    maps.append(ExtentMap.uniform(at, source.size - at))
+    return tuple(volumes), ExtentMap.concat([m for m in maps if m.length])
 
 
 def _volume(

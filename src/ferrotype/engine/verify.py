@@ -200,7 +200,7 @@ class _PackChecker:
             if name in segment.packs:
                 number = segment.packs.index(name)
                 try:
-                    mine = np.concatenate([entries[entries["pack"] == number] for entries in segment.sweep()])
+                    mine = np.concatenate([e[e["pack"] == number] for e in (segment.pages(0, 0), *segment.sweep())])
                 except _UNREADABLE:
                     continue
                 columns = (mine["id"], mine["offset"].tolist(), mine["length"].tolist())

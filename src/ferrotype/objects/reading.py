@@ -20,7 +20,7 @@ from ferrotype.objects.layout import BLOCK, RECORD_MAGIC, RECORDS_AT, CatalogEnt
 from ferrotype.objects.volumes import VolumeFile, volume_path
 from ferrotype.units import MiB
 
-READ_SIZE: Final = 4 * MiB  # bytes a checksum is computed over at a time
+READ_SIZE: Final = MiB  # bytes a checksum is computed over at a time
 Files = list[VolumeFile]
 
 _WINDOW: Final = MiB  # bytes searched for a record at a time; whole blocks

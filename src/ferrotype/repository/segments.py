@@ -35,7 +35,7 @@ _MAX_DIRECTORY: Final = 1 << 30
 _MOST_ALIKE: Final = (
     1024  # entries that share the leading bytes of their ids: made-up ones could make lookups endless
 )
-_KEPT: Final = 128 << 20  # bytes of pages that stay in memory: 2,900 pages, 3 million chunks
+_KEPT: Final = 64 << 20  # bytes of pages that stay in memory: 1,450 pages, 1.5 million chunks
 _SWEEP: Final = 256  # pages read at once where all are: 11 MiB
 
 ENTRY: Final = np.dtype([("id", f"V{ID_SIZE}"), ("pack", "<u4"), ("offset", "<u4"), ("length", "<u4")])
