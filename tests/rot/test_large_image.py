@@ -66,7 +66,7 @@ def large(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     cells = sorted({0, 1, 5, CELLS - 1, CELLS - 4000, *range(2000, 2000 + USED)})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(container_module, "_LEAST_SPLIT", 1 << 16)
-        patch.setattr(segments_module, "_PIECE", 200)
+        patch.setattr(segments_module, "_PIECE", 100)
         store = Container.create(path, split=260 << 10)
         repository = create(store, SECRETS[request.param])
         with open_writer(repository) as writer:

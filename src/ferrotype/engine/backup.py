@@ -115,7 +115,7 @@ def _fresh_index(repository: Repository) -> Iterator[None]:
 def _backup_disk(
     repository: Repository, writer: Writer, disk: PreparedDisk, options: BackupOptions, job: Job
 ) -> tuple[DiskRecord, Tally]:
-    worker = BatchSealer(repository, writer, disk)
+    worker = BatchSealer(repository, writer, disk, job)
     workers = options.workers or len(os.sched_getaffinity(0))
     tally = Tally()
     roots: list[ChunkId] = [ZERO_ID] * len(disk.plan.regions)

@@ -19,6 +19,7 @@ from ferrotype.block.device import aligned_buffer
 from ferrotype.engine.plan import Batch, CellRun, blank_gaps
 from ferrotype.engine.prepare import PreparedDisk
 from ferrotype.errors import IntegrityError, ReadError
+from ferrotype.job import Job
 from ferrotype.repository.chunkmap import ChunkMap
 from ferrotype.repository.sealing import ID_SIZE, ZERO_ID, ChunkId
 from ferrotype.repository.store import Repository
@@ -62,12 +63,13 @@ class SealedBatch:
 class BatchSealer:
     """Reads batches and turns them into ids and frames; called from many threads."""
 
-    def __init__(self, repository: Repository, writer: Writer, disk: PreparedDisk) -> None:
+    def __init__(self, repository: Repository, writer: Writer, disk: PreparedDisk, job: Job) -> None:
         self._sealer = repository.sealer
         self._writer = writer
         self._source = disk.named.source
         self._plan = disk.plan
         self._local = threading.local()
+        self._job = job
         self._parents = _parent_maps(repository, disk)
 
     def jobs(self) -> Iterator[tuple[Batch, list[NDArray[np.void] | None]]]:
@@ -133,6 +135,9 @@ class BatchSealer:
             tally.chunks += 1
             known = chunk_id == parent[number * ID_SIZE : (number + 1) * ID_SIZE]
             if not known and writer.claim(chunk_id):
+                self._job.advance(
+                    0
+                )  # where the user asked to stop it ends here: at a high level a batch takes seconds
                 out.new.append((chunk_id, sealer.seal(chunk_id, cell), len(cell)))
             else:
                 tally.deduplicated += len(cell)

@@ -25,7 +25,7 @@ from ferrotype.engine.space import free_for_image, needed_to_rewrite
 from ferrotype.errors import IntegrityError, WriteError
 from ferrotype.job import Job
 from ferrotype.repository import spare
-from ferrotype.repository.merging import MergedSegment, Run, SegmentRun, build_segment
+from ferrotype.repository.merging import EntryRun, MergedSegment, Run, SegmentRun, build_segment
 from ferrotype.repository.packs import MAX_FRAMES, PackBuilder
 from ferrotype.repository.sealing import ZERO_ID, ChunkId
 from ferrotype.repository.segments import ENTRY, Entries, Segment, keys_of
@@ -244,16 +244,22 @@ def _switch(repository: Repository, plan: _Plan, job: Job) -> None:
     store, index = repository.store, repository.index
     gone = plan.drop | plan.rewrite
     touched = [w for w in plan.weights if w.segment is index.rebuilt or not gone.isdisjoint(w.segment.packs)]
+    moved, new_packs = np.zeros(0, ENTRY), list[str]()
     for weights in touched:
         for entries in _moving(weights, plan.rewrite):
+            if len(moved):  # what was moved before is enough for a segment of its own
+                store.put(*build_segment(moved, new_packs, repository.sealer, os.urandom(16)))
             mover = _Mover(repository)
             edges = np.flatnonzero(np.diff(entries["pack"].astype(np.int64), prepend=-1, append=-1)).tolist()
             for first, end in pairwise(edges):
                 mover.move(weights.segment.packs[int(entries["pack"][first])], entries[first:end], job)
-            moved, packs = mover.finish()
+            moved, new_packs = mover.finish()
             store.flush()  # packs first: a segment must never outlive what it lists
-            store.put(*build_segment(moved, packs, repository.sealer, os.urandom(16)))
     runs, packs = _staying(touched, gone)
+    if len(moved):
+        moved["pack"] += len(packs)
+        runs.append(EntryRun.of(moved))
+        packs += new_packs
     if runs:
         segment = MergedSegment(runs, packs, repository.sealer, os.urandom(16))
         store.put(segment.name, segment.parts())
