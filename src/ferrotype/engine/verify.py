@@ -237,12 +237,12 @@ def _check_the_rest(repository: Repository, bad: dict[str, _Found], result: Veri
             if _stored(repository, name):
                 attempt.problems.append(f"{name}: {_counted(len(found.ids))} ({found.why})")
                 suspected.update(found.ids)
-        _check_objects(repository, attempt)
+        newer = _check_objects(repository, attempt)
         job.begin("checking snapshots")
         known = repository.snapshots()
         attempt.problems += [warning for warning in repository.warnings if warning not in attempt.problems]
         attempt.damaged = find_damage(repository, lost_chunks(repository, suspected), known, job)
-        if attempt.ok or not _refreshed(repository):
+        if attempt.ok or not (_refreshed(repository) or newer):
             break
         repository.warnings[:] = told
     result.damaged, result.problems = attempt.damaged, attempt.problems
@@ -254,18 +254,39 @@ def _counted(chunks: int) -> str:
     return "1 damaged chunk" if chunks == 1 else f"{chunks} damaged chunks"
 
 
-def _check_objects(repository: Repository, result: VerifyResult) -> None:
-    """Everything that is not a pack."""
+def _check_objects(repository: Repository, result: VerifyResult) -> bool:
+    """Everything that is not a pack; whether the image has gone on to a newer state meanwhile."""
+    newer = False
     for info in list(repository.store.list("")):
         if info.name.startswith(PACKS):
             continue
-        _told(result, _checking(repository, info.name))
+        newer |= _check_object(repository, info.name, result)
         result.objects += 1
         result.checked_bytes += info.size
     for segment in repository.index.segments:
         _told(result, _reading(segment))
     for name in repository.index.damaged:
         result.problems.append(f"{INDEXES}{name.removeprefix(INDEXES)} cannot be read")
+    return newer
+
+
+def _check_object(repository: Repository, name: str, result: VerifyResult) -> bool:
+    """What fails is looked at again at once, so that no writer has time to move it between two looks every time."""
+    moved = False
+    for attempt in range(_TRIES):
+        try:
+            repository.store.check(name)
+            return moved
+        except _UNREADABLE as error:
+            why = str(error)
+        newer = _refreshed(repository)
+        moved |= newer
+        if not _stored(repository, name):
+            return moved
+        if attempt and not newer:
+            break
+    result.problems.append(why)
+    return moved
 
 
 def _told(result: VerifyResult, check: Callable[[], object]) -> None:
@@ -273,10 +294,6 @@ def _told(result: VerifyResult, check: Callable[[], object]) -> None:
         check()
     except _UNREADABLE as error:
         result.problems.append(str(error))
-
-
-def _checking(repository: Repository, name: str) -> Callable[[], object]:
-    return lambda: repository.store.check(name)
 
 
 def _reading(segment: Segment) -> Callable[[], object]:
