@@ -5,7 +5,8 @@
      ├─ Refused                        it would have harmed something
      ├─ FormatError
      │   ├─ InvalidImage               damaged or hostile bytes
-     │   └─ UnsupportedError           valid, but a feature we do not read
+     │   ├─ UnsupportedError           valid, but a feature we do not read
+     │   └─ NotAllowed                 an image names another file, which the caller does not let it open
      ├─ IntegrityError                 stored bytes are not what was written
      │   ├─ CorruptObject
      │   ├─ CorruptChunk
@@ -58,6 +59,10 @@ class InvalidImage(FormatError):
 
 class UnsupportedError(FormatError):
     """The bytes are valid and use a feature that ferrotype does not read."""
+
+
+class NotAllowed(FormatError):
+    """An image names a file, device or address that the caller does not let it open."""
 
 
 class IntegrityError(FerrotypeError):

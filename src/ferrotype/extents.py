@@ -107,6 +107,11 @@ class ExtentMap:
         return cls._normal(bounds, np.array([e.state for e in extents], np.uint8))
 
     @classmethod
+    def joined(cls, bounds: Offsets, states: States) -> ExtentMap:
+        """A map of ascending bounds and the states between them; equal neighbours become one."""
+        return cls._normal(bounds, states)
+
+    @classmethod
     def concat(cls, maps: Sequence[ExtentMap]) -> ExtentMap:
         """Maps that follow each other, as one.  Raises ValueError where one does not start at the end of the last."""
         for left, right in pairwise(maps):

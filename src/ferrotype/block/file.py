@@ -240,6 +240,30 @@ class FileSink:
     def size(self) -> int:
         return self._size
 
+    def resize(self, size: int) -> None:
+        """Make the file ``size`` bytes long; what is added reads as zeros.  For files that grow as they are made."""
+        try:
+            self._storage.call(lambda _: os.ftruncate(self._fd, size), WriteError)
+        except OSError as error:
+            reason = why_not_written(error, self._fd, size, size)
+            raise WriteError(f"{self.path} cannot be given {size} bytes: {reason}") from error
+        self._size = size
+        self._flushed = False
+
+    def stored_bytes(self) -> int:
+        """Bytes that the file takes up on its medium."""
+        return self._storage.call(lambda _: os.fstat(self._fd).st_blocks) * 512
+
+    def preallocate(self) -> None:
+        """Have space for all of the file, holes included.  What was written stays."""
+        try:
+            if self._size:
+                self._storage.call(lambda _: os.posix_fallocate(self._fd, 0, self._size), WriteError)
+        except OSError as error:
+            reason = why_not_written(error, self._fd, self._size, self._size)
+            raise WriteError(f"{self.path} cannot be given space for {self._size} bytes: {reason}") from error
+        self._flushed = False
+
     def write(self, offset: int, data: memoryview, /) -> None:
         self.write_many(offset, [data])
 

@@ -25,6 +25,7 @@ VERBS: Final[dict[str, str]] = {
     "restore": "Write a disk or a partition back.",
     "verify": "Prove that every stored byte is what was written.",
     "checksum": "One content hash of a disk, the same wherever it is kept.",
+    "convert": "Write a disk as a disk image of another format.",
     "forget": "Drop snapshots, by rule or by name.",
     "prune": "Give back the space of what no snapshot needs.",
     "compact": "Make an image as small as it can be, in place.",

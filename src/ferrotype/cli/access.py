@@ -3,36 +3,64 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ferrotype.cli.frame import SIZE, F, Frame
+from ferrotype.cli.frame import IMAGE, SIZE, F, Frame
 
 if TYPE_CHECKING:
     from ferrotype.engine.references import Access
 
 
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What the user said about opening disks."""
+
+    format: str | None
+    sector_size: int | None
+    related: tuple[Path, ...]
+
+    def access(self, frame: Frame) -> Access:
+        """How references are opened in this call.  Raises UsageError."""
+        from ferrotype.engine.references import Access
+        from ferrotype.errors import UsageError
+
+        size = self.sector_size
+        if size is not None and (size & (size - 1) or not 512 <= size <= 65536):
+            raise UsageError("a sector size is a power of two from 512 to 65536")
+        return Access(
+            frame.secret,
+            self.format,
+            self.related,
+            size,
+            frame.secret_given,
+            frame.opener,
+            frame.patience,
+        )
+
+
 def access_options(function: F) -> F:
-    """Add ``--format`` and ``--sector-size``."""
+    """Add ``--format``, ``--sector-size`` and ``--allow-related``, and hand them over as an ``Opening``."""
 
     @functools.wraps(function)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **kwargs)
+    def wrapped(
+        *args: Any, format: str | None, sector_size: int | None, allow_related: tuple[Path, ...], **kwargs: Any
+    ) -> Any:
+        return function(*args, opening=Opening(format, sector_size, allow_related), **kwargs)
 
-    wrapped = click.option(
-        "--sector-size", type=SIZE, help="Sector size of a raw disk image, if not found by itself."
-    )(wrapped)
-    return click.option("--format", type=click.Choice(["raw"]), help="Read a file as this, whatever it looks like.")(
-        wrapped
-    )  # type: ignore[return-value]
-
-
-def make_access(frame: Frame, format: str | None, sector_size: int | None) -> Access:
-    """How references are opened in this call."""
-    from ferrotype.engine.references import Access
-    from ferrotype.errors import UsageError
-
-    if sector_size is not None and (sector_size & (sector_size - 1) or not 512 <= sector_size <= 65536):
-        raise UsageError("a sector size is a power of two from 512 to 65536")
-    return Access(frame.secret, format, sector_size, frame.secret_given, frame.opener, frame.patience)
+    for option in (
+        click.option("--sector-size", type=SIZE, help="Sector size of a raw disk image, if not found by itself."),
+        click.option(
+            "--allow-related",
+            type=IMAGE,
+            multiple=True,
+            metavar="PATH",
+            help="Files that a disk image names (parents, extents) may also lie here; may be given several times.",
+        ),
+        click.option("--format", metavar="FORMAT", help="Read a file as this (raw, qcow2 ...), whatever it shows."),
+    ):
+        wrapped = option(wrapped)
+    return wrapped  # type: ignore[return-value]

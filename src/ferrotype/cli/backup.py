@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ferrotype.cli.access import access_options, make_access
+from ferrotype.cli.access import Opening, access_options
 from ferrotype.cli.frame import IMAGE, SIZE, Frame, options
 from ferrotype.units import format_size
 
@@ -49,8 +49,7 @@ def command(
     pack_size: int | None,
     verify_after: bool,
     dry_run: bool,
-    format: str | None,
-    sector_size: int | None,
+    opening: Opening,
 ) -> None:
     """Image disks or partitions into IMAGE, which is made if it is not there.
 
@@ -65,7 +64,7 @@ def command(
         from ferrotype.engine.sources import as_text, named_source
         from ferrotype.engine.space import free_for, warn_of_estimate
 
-        access = replace(make_access(frame, format, sector_size), secret_given=False)  # it is for IMAGE
+        access = replace(opening.access(frame), secret_given=False)  # it is for IMAGE
         wanted = ImageOptions(
             level, split or 0, chunk_size, pack_size, encrypt or (not image.exists() and frame.secret_given)
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ferrotype.cli.access import access_options, make_access
+from ferrotype.cli.access import Opening, access_options
 from ferrotype.cli.frame import REFERENCE, Frame, options
 
 
@@ -12,13 +12,13 @@ from ferrotype.cli.frame import REFERENCE, Frame, options
 @click.argument("ref", type=REFERENCE)
 @access_options
 @options
-def command(frame: Frame, ref: str, format: str | None, sector_size: int | None) -> None:
+def command(frame: Frame, ref: str, opening: Opening) -> None:
     """One content hash of REF: the same for the same bytes on a device, in a file, and in a backup."""
     with frame.run() as job:
         from ferrotype.engine.checksum import ALGORITHM, checksum
         from ferrotype.engine.references import open_disk
 
-        with open_disk(ref, make_access(frame, format, sector_size), job) as disk:
+        with open_disk(ref, opening.access(frame), job) as disk:
             digest = checksum(disk.source, job)
             size = disk.source.size
         frame.show({"algorithm": ALGORITHM, "digest": digest, "size": size}, f"{digest}  {ref}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ferrotype.cli.access import access_options, make_access
+from ferrotype.cli.access import Opening, access_options
 from ferrotype.cli.frame import REFERENCE, Frame, options
 from ferrotype.units import format_size
 
@@ -13,7 +13,7 @@ from ferrotype.units import format_size
 @click.argument("ref", type=REFERENCE)
 @access_options
 @options
-def command(frame: Frame, ref: str, format: str | None, sector_size: int | None) -> None:
+def command(frame: Frame, ref: str, opening: Opening) -> None:
     """Format, size, partition table, volumes, used and free, and a drawn map of REF."""
     with frame.run() as job:
         from ferrotype.cli.drawing import disk_bar, volume_rows
@@ -21,7 +21,7 @@ def command(frame: Frame, ref: str, format: str | None, sector_size: int | None)
         from ferrotype.engine.references import open_disk
         from ferrotype.extents import State
 
-        with open_disk(ref, make_access(frame, format, sector_size), job) as disk:
+        with open_disk(ref, opening.access(frame), job) as disk:
             info = disk_info(disk, job)
         survey = info.survey
         document = info.as_json()

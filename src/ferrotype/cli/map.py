@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ferrotype.cli.access import access_options, make_access
+from ferrotype.cli.access import Opening, access_options
 from ferrotype.cli.frame import REFERENCE, Frame, options
 
 
@@ -12,13 +12,13 @@ from ferrotype.cli.frame import REFERENCE, Frame, options
 @click.argument("ref", type=REFERENCE)
 @access_options
 @options
-def command(frame: Frame, ref: str, format: str | None, sector_size: int | None) -> None:
+def command(frame: Frame, ref: str, opening: Opening) -> None:
     """The allocation map of REF: which bytes hold data, which are zero, which no file system uses."""
     with frame.run() as job:
         from ferrotype.engine.info import disk_info, extents_json
         from ferrotype.engine.references import open_disk
 
-        with open_disk(ref, make_access(frame, format, sector_size), job) as disk:
+        with open_disk(ref, opening.access(frame), job) as disk:
             survey = disk_info(disk, job).survey
         extents = extents_json(survey)
         lines = [f"{'start':>16} {'length':>16}  what"]

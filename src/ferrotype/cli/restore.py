@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ferrotype.cli.access import access_options, make_access
+from ferrotype.cli.access import Opening, access_options
 from ferrotype.cli.frame import IMAGE, REFERENCE, Frame, options
 from ferrotype.cli.progress import asking
 from ferrotype.units import format_size
@@ -33,8 +33,7 @@ def command(
     delta: bool,
     no_blank: bool,
     dry_run: bool,
-    format: str | None,
-    sector_size: int | None,
+    opening: Opening,
 ) -> None:
     """Write a disk of a backup, or one partition of it (REF#2), to TARGET: a disk, a partition or a file.
 
@@ -47,7 +46,7 @@ def command(
         from ferrotype.engine.space import check_restore
         from ferrotype.engine.targets import check_fits, image_files, open_target, refuse_harm
 
-        with open_disk(ref, make_access(frame, format, sector_size), job) as disk:
+        with open_disk(ref, opening.access(frame), job) as disk:
             part = disk.part
             in_place = target.is_block_device() or (delta and target.exists())
             refuse_harm(target, image_files(disk.reference.path))

@@ -10,12 +10,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ferrotype.block.device import aligned_buffer
+from ferrotype.block.zeros import zero_cells
 from ferrotype.engine.plan import Batch, CellRun, blank_gaps
 from ferrotype.engine.prepare import PreparedDisk
 from ferrotype.errors import IntegrityError, ReadError
@@ -24,8 +24,6 @@ from ferrotype.repository.chunkmap import ChunkMap
 from ferrotype.repository.sealing import ID_SIZE, ZERO_ID, ChunkId
 from ferrotype.repository.store import Repository
 from ferrotype.repository.writer import Writer
-
-_SAMPLE: Final = 4096 // 8  # one 64-bit word of each 4 KiB is looked at before a whole cell is
 
 
 @dataclass(slots=True)
@@ -122,7 +120,7 @@ class BatchSealer:
     def _seal_cells(self, view: memoryview, before: NDArray[np.void] | None, out: SealedBatch) -> bytes:
         size, sealer, writer, tally = self._plan.chunk_size, self._sealer, self._writer, out.tally
         ids: list[bytes] = []
-        zero = _zero_cells(view, size)
+        zero = zero_cells(view, size)
         parent = before.tobytes() if before is not None else b""
         for number, at in enumerate(range(0, len(view), size)):
             cell = view[at : at + size]
@@ -151,16 +149,3 @@ def _parent_maps(repository: Repository, disk: PreparedDisk) -> list[ChunkMap | 
     record = disk.parent[1]
     by_start = {region.start: repository.map(record, region) for region in record.regions}
     return [by_start.get(start) for start, _ in disk.plan.regions]
-
-
-def _zero_cells(view: memoryview, size: int) -> list[bool]:
-    """Which cells of ``size`` bytes are all zeros; the last one may be shorter."""
-    whole = len(view) // size
-    words = np.frombuffer(view[: whole * size], np.uint64).reshape(whole, size // 8)
-    likely = np.logical_not(words[:, ::_SAMPLE].any(axis=1))
-    zero: list[bool] = likely.tolist()
-    for number in np.flatnonzero(likely).tolist():
-        zero[number] = not bool(words[number].any())
-    if len(view) % size:
-        zero.append(bytes(view[whole * size :]).count(0) == len(view) % size)
-    return zero

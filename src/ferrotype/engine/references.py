@@ -1,6 +1,7 @@
 """Disk references: one word list for devices, disk images and backups.
 
-PATH                          a block device or a disk image
+PATH                          a block device or a disk image, in any format
+PATH::NAME                    a further disk inside a disk image, such as an internal snapshot of a qcow2
 IMAGE::SNAPSHOT/DISK          a disk of a snapshot; without ``::`` the latest, without /DISK the only one
 REF#PARTITION                 a partition of any of them, by number, label or UUID
 """
@@ -14,16 +15,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ferrotype.block import Source
+from ferrotype.block import Source, read
 from ferrotype.block.device import open_source
+from ferrotype.block.file import FileSource
 from ferrotype.block.views import Slice
 from ferrotype.engine.opening import SecretSource, open_image
 from ferrotype.engine.survey import Survey, Volume, survey
-from ferrotype.errors import UnsupportedError, UsageError
-from ferrotype.formats import RAW_SUFFIXES, recognise
+from ferrotype.errors import UsageError
+from ferrotype.formats import Image
+from ferrotype.formats.registry import RAW_SUFFIXES, open_file, open_folder, recognise
+from ferrotype.formats.related import Related
 from ferrotype.job import Job
 from ferrotype.objects.layout import VOLUME_MAGIC
 from ferrotype.objects.volumes import Opener, PosixFile
+from ferrotype.repository.keys import Secret
 from ferrotype.repository.snapshots import DiskRecord, Snapshot
 from ferrotype.repository.source import SnapshotSource
 from ferrotype.repository.store import Repository
@@ -76,7 +81,8 @@ class Access:
     """How to open what references name."""
 
     secret: SecretSource = lambda _: None
-    format: str | None = None  # "raw": whatever the content looks like
+    format: str | None = None  # of a disk image, whatever the content looks like
+    related: tuple[Path, ...] = ()  # files and folders that disk images may name, besides those beside them
     sector_size: int | None = None
     secret_given: bool = False  # the user named one, so an image that is not encrypted is not the one meant
     opener: Opener = PosixFile  # how the files of an image are opened
@@ -88,13 +94,14 @@ class OpenDisk:
     """A disk behind a reference, open for reading."""
 
     source: Source  # of the partition, where one was named
-    format: str  # "raw", "device" or "ferro"
+    format: str  # "device", "ferro", or a name of the formats' registry
     reference: Reference
     sector_size: int | None  # what the user said, if anything
     snapshot: Snapshot | None = None
     record: DiskRecord | None = None
     repository: Repository | None = None
     start: int = 0  # of the partition on its disk, bytes
+    image: Image | None = None  # the container, of a disk image
 
     @property
     def part(self) -> Part:
@@ -128,12 +135,30 @@ def open_disk(text: str, access: Access, job: Job) -> Iterator[OpenDisk]:
             for warning in repository.warnings:
                 job.warn(warning)
         return
-    source = open_source(reference.path, sector_size=access.sector_size, patience=access.patience)
+    if reference.path.is_block_device():
+        if reference.snapshot is not None:
+            raise UsageError(f"{reference.path} is a device and holds no disk called {reference.snapshot!r}")
+        source = open_source(reference.path, sector_size=access.sector_size, patience=access.patience)
+        try:
+            yield _narrowed(OpenDisk(source, "device", reference, access.sector_size))
+        finally:
+            source.close()
+        return
+    image = _open_image(reference.path, access, job)
     try:
-        kind = "device" if reference.path.is_block_device() else _raw(reference.path, source, access, job)
-        yield _narrowed(OpenDisk(source, kind, reference, access.sector_size))
+        for warning in image.warnings:
+            job.warn(f"{reference.path}: {warning}")
+        source = image.disk(_inner(reference))
+        yield _narrowed(OpenDisk(source, image.format, reference, access.sector_size, image=image))
     finally:
-        source.close()
+        image.close()
+
+
+def _inner(reference: Reference) -> str | None:
+    """The name of a further disk inside a disk image; it may hold a slash."""
+    if reference.snapshot in (None, "latest") and reference.disk is None:
+        return None
+    return "/".join(part for part in (reference.snapshot, reference.disk) if part)
 
 
 def _with_own_hash(reference: Reference, snapshot: Snapshot) -> Reference:
@@ -146,32 +171,48 @@ def _with_own_hash(reference: Reference, snapshot: Snapshot) -> Reference:
 
 def is_image(reference: Reference, access: Access) -> bool:
     """Whether a reference leads into a ferrotype image."""
-    if access.format == "raw":
+    if access.format not in (None, "ferro"):
         return False
-    if reference.snapshot is not None:
-        return True
     if not reference.path.is_file():
         return False
     if reference.path.suffix.lower() == IMAGE_SUFFIX:
         return True  # a damaged one must not pass for a raw disk
-    with reference.path.open("rb") as file:
-        return file.read(len(VOLUME_MAGIC)) == VOLUME_MAGIC
+    with FileSource(reference.path) as file:
+        if read(file, 0, min(file.size, len(VOLUME_MAGIC))) == VOLUME_MAGIC:
+            return True
+        return reference.snapshot is not None and recognise(file) is None
 
 
-def _raw(path: Path, source: Source, access: Access, job: Job) -> str:
-    """Make sure that a file may be read as a raw disk."""
-    if access.format == "raw":
-        return "raw"
-    found = recognise(source)
+def _open_image(path: Path, access: Access, job: Job) -> Image:
+    """The container a file, or folder, is; raw where its content shows no other."""
+    secret = access.secret
+    related = Related(path, access.related, patience=access.patience, passphrase=lambda: _passphrase(secret(path)))
+    if path.is_dir():
+        return open_folder(path, related, access.format)
+    file = open_source(path, sector_size=access.sector_size, patience=access.patience)
+    try:
+        return open_file(file, related, _format_of(path, file, access, job))
+    except BaseException:
+        file.close()
+        raise
+
+
+def _passphrase(secret: Secret | None) -> bytes | None:
+    return None if secret is None else secret.value
+
+
+def _format_of(path: Path, file: Source, access: Access, job: Job) -> str:
+    """Found from the content; whoever controls a raw disk controls its first sector, so a raw suffix must agree."""
+    if access.format is not None:
+        return access.format
+    found = recognise(file)
     if found is not None and path.suffix.lower() in RAW_SUFFIXES:
         raise UsageError(
-            f"{path} is named like a raw disk and its content looks like {found}; say --format raw if it is raw"
+            f"{path} is named like a raw disk and its content looks like {found}: say --format raw, or {found}"
         )
-    if found is not None:
-        raise UnsupportedError(f"{path} is a {found} image, which this version does not read")
-    if path.suffix.lower() not in RAW_SUFFIXES:
+    if found is None and path.suffix.lower() not in RAW_SUFFIXES:
         job.note(f"{path} is read as a raw disk")
-    return "raw"
+    return found or "raw"
 
 
 def _narrowed(disk: OpenDisk) -> OpenDisk:
@@ -189,6 +230,7 @@ def _narrowed(disk: OpenDisk) -> OpenDisk:
         disk.record,
         disk.repository,
         volume.start,
+        disk.image,
     )
 
 

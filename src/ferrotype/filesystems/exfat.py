@@ -313,6 +313,6 @@ def probe(source: Source, /) -> bool:
         return False
 
 
-def open(source: Source, /) -> ExFat:  # noqa: A001  the name every file system's module uses
+def open(source: Source, /) -> ExFat:
     """Open the exFAT file system on ``source``.  Raises InvalidImage or UnsupportedError."""
     return ExFat(source)

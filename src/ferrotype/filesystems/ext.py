@@ -329,7 +329,7 @@ def probe(source: Source) -> bool:
     return sb.s_magic == MAGIC and sb.s_log_block_size <= 6 and sb.s_rev_level <= 1
 
 
-def open(source: Source) -> Ext:  # noqa: A001  the seam's name
+def open(source: Source) -> Ext:
     """Raises InvalidImage where it is no sound ext file system, UnsupportedError for features not read here."""
     raw = read_exactly(source, SUPERBLOCK, Superblock.SIZE, "the ext superblock")
     sb = Superblock.unpack(raw)

@@ -309,6 +309,6 @@ def probe(source: Source, /) -> bool:
         return False
 
 
-def open(source: Source, /) -> Fat:  # noqa: A001  the name every file system's module uses
+def open(source: Source, /) -> Fat:
     """Open the FAT file system on ``source``.  Raises InvalidImage or UnsupportedError."""
     return Fat(source)

@@ -334,6 +334,6 @@ def probe(source: Source) -> bool:
     return source.size >= BootSector.SIZE and read(source, 0, BootSector.SIZE)[3:11] == OEM_ID
 
 
-def open(source: Source) -> Ntfs:  # noqa: A001  the seam's name
+def open(source: Source) -> Ntfs:
     """The NTFS volume that begins at byte 0.  Raises InvalidImage or UnsupportedError."""
     return Ntfs(source)

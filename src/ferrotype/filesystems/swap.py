@@ -173,6 +173,6 @@ def probe(source: Source, /) -> bool:
         return False
 
 
-def open(source: Source, /) -> Swap:  # noqa: A001  the name every file system's module uses
+def open(source: Source, /) -> Swap:
     """Open the swap space on ``source``.  Raises InvalidImage."""
     return Swap(source)

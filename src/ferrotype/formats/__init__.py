@@ -1,48 +1,177 @@
-"""Virtual-disk containers, recognised by their content.
+"""Virtual-disk containers: files that hold a disk in a form of their own, each in one module here.
 
-What ferrotype reads today is the raw disk; the others are known by name, so that a container is never imaged as if
-its bytes were a disk.
+    file ── probe ──>  is it mine?
+         ── open  ──>  Image: the disk as a Source, further disks (internal snapshots), facts
+    new files <── create ── Sink: takes the disk's bytes, finish() makes the tables
+
+A format's module has what the Protocol ``Format`` says, and one that can be written what ``Writable`` says as well;
+a row of ``registry.FORMATS`` names it.  Plug-ins join through the entry point group ``ferrotype.formats``, whose
+entries name such a module.  What a file says is believed only after it was checked: wrong bytes raise InvalidImage,
+right ones that ask for more than the module does UnsupportedError, and files named inside are opened by ``Related``,
+or not at all.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast, runtime_checkable
 
-from ferrotype.block import Source, read
+from ferrotype.block import Sink, Source
+from ferrotype.errors import UsageError
 
-RAW_SUFFIXES: Final = frozenset({".raw", ".img", ".dd", ".iso", ".bin"})
+if TYPE_CHECKING:
+    from ferrotype.block.outputs import Outputs
+    from ferrotype.formats.related import Related
+    from ferrotype.job import Job
 
-# (offset, magic, name); a negative offset counts from the end of the file
-_SIGNATURES: Final[tuple[tuple[int, bytes, str], ...]] = (
-    (0, b"QFI\xfb", "qcow2"),
-    (0, b"QED\0", "qed"),
-    (0, b"vhdxfile", "vhdx"),
-    (0, b"conectix", "vhd"),
-    (-512, b"conectix", "vhd"),
-    (0, b"KDMV", "vmdk"),
-    (0, b"COWD", "vmdk"),
-    (0, b"# Disk DescriptorFile", "vmdk"),
-    (0x40, b"\x7f\x10\xda\xbe", "vdi"),
-    (0, b"EVF\x09\x0d\x0a\xff\x00", "ewf"),
-    (0, b"EVF2\x0d\x0a\x81\x00", "ewf2"),
-    (0, b"LVF\x09\x0d\x0a\xff\x00", "ewf"),
-    (-512, b"koly", "dmg"),
-    (0, b"WithoutFreeSpace", "parallels"),
-    (0, b"WithouFreSpacExt", "parallels"),
-    (0, b"Bochs Virtual HD Image", "bochs"),
-    (0, b"MSWIM\0\0\0", "wim"),
-    (0, b"partclone-image", "partclone"),
-    (0, b"\0ntfsclone-image", "ntfsclone"),
-    (0, b"\x89FERRO\r\n", "ferro"),
-)
+__all__ = ["Backing", "Folder", "Format", "Image", "Option", "Options", "Packer", "Spec", "Writable", "WritableSink"]
+
+MAX_SIZE: Final = 1 << 62  # bytes of a disk; beyond it offsets stop being what the kernel and numpy can say
+
+T = TypeVar("T")
 
 
-def recognise(file: Source) -> str | None:
-    """Name of the container a file holds, or None where it shows no sign of one.  Never guesses ``raw``."""
-    head = read(file, 0, min(file.size, 512))
-    tail = read(file, max(0, file.size - 512), min(file.size, 512))
-    for offset, magic, name in _SIGNATURES:
-        where = head[offset:] if offset >= 0 else tail if len(tail) == 512 else b""
-        if where.startswith(magic):
-            return name
-    return None
+class Image:
+    """An opened container.  It owns its file, and everything else it was opened with: ``close`` closes all.
+
+    ``facts`` are for people and scripts, JSON-ready.  Keys that formats share: ``subformat`` (str), ``unit`` (bytes
+    of a cluster, block, grain or chunk), ``compression`` (str), ``backing`` ({"name", "format"} or None),
+    ``encrypted``, ``dirty`` and ``corrupt`` (bool), ``files`` (names of further files the disk stands in),
+    ``created``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        source: Source,
+        *,
+        facts: Mapping[str, object] | None = None,
+        disks: Mapping[str, Callable[[], Source]] | None = None,
+        hashes: Mapping[str, str] | None = None,
+        warnings: tuple[str, ...] = (),
+        check: Callable[[Job], list[str]] | None = None,
+        close: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.format = name  # of the registry
+        self.source = source  # the disk as it is now
+        self.facts = dict(facts or {})
+        self.disks = dict(disks or {})  # such as internal snapshots, by name; opened when asked for
+        self.hashes = dict(hashes or {})  # of the whole disk, as the container states them: {"md5": hex digits}
+        self.warnings = warnings  # what the user should know before believing the disk
+        self.check = check  # proves the container's own checksums and returns a sentence for each damage; None: none
+        self._closing = ExitStack()
+        self._closing.callback(close)
+
+    def disk(self, name: str | None) -> Source:
+        """The disk, or one of the further ones, which ``close`` closes as well.  Raises UsageError."""
+        if name is None:
+            return self.source
+        if name not in self.disks:
+            known = ", ".join(self.disks) or "none"
+            raise UsageError(f"the {self.format} image holds no disk called {name!r}; further disks in it: {known}")
+        source = self.disks[name]()
+        self._closing.callback(source.close)
+        return source
+
+    def close(self) -> None:
+        with self._closing:
+            self._closing.callback(self.source.close)
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One thing that may be chosen when an image of a format is made: ``convert -o NAME=VALUE``."""
+
+    help: str
+    parse: Callable[[str], object] = str  # raises ValueError where the text means nothing; ``units.parse_size`` ...
+
+
+Options = Mapping[str, Option]
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """The disk that an image is to be made of, and how."""
+
+    size: int  # bytes
+    sector_size: int = 512
+    compress: bool = False  # the user asked for the compressed kind, where there is a choice
+    chosen: Mapping[str, object] = field(default_factory=dict)  # parsed values of the module's OPTIONS
+    backing: Backing | None = None
+
+    def get(self, name: str, default: T) -> T:
+        """What was chosen, else ``default``; the option's ``parse`` gives values of the default's type."""
+        value = self.chosen.get(name)
+        return default if value is None else cast("T", value)
+
+
+@dataclass(frozen=True, slots=True)
+class Backing:
+    """The lower layer that an image is made on: what is equal to it is not stored again."""
+
+    name: str  # as the new image will say it: relative to its folder
+    format: str
+    source: Source
+
+
+class Format(Protocol):
+    """What the module of a format that can be read has."""
+
+    def probe(self, file: Source, /) -> bool:
+        """Whether the file is of this format.  Reads little; FormatError and DeviceError count as no."""
+
+    def open(self, file: Source, related: Related, /) -> Image:
+        """Open it; the image owns ``file`` from then on.  What raises leaves ``file`` open for the caller to close.
+
+        Reads headers and the tables that must be in memory, nothing that grows with the disk's data.
+        """
+
+
+@runtime_checkable
+class Folder(Protocol):
+    """What the module of a format has whose images are folders of files."""
+
+    def probe_folder(self, path: Path, /) -> bool:
+        """Whether the folder is such an image."""
+
+    def open_folder(self, path: Path, related: Related, /) -> Image:
+        """Open it.  ``related`` is that of the folder: names are resolved beside it, files in it by ``inside``."""
+
+
+@runtime_checkable
+class Writable(Format, Protocol):
+    """What the module of a format that can be written has besides."""
+
+    OPTIONS: Options
+
+    def create(self, outputs: Outputs, spec: Spec, /) -> WritableSink:
+        """Begin an image of a disk that is all zeros so far.  Raises UsageError where the options do not fit."""
+
+
+@runtime_checkable
+class WritableSink(Sink, Protocol):
+    """A disk that is being written into an image.
+
+    Writes begin and end at multiples of ``traits.unit``, or at the end of the disk; nothing is written twice.
+    ``write`` and ``write_zeros`` may be called from many threads unless ``traits.ordered`` is set.
+    """
+
+    def finish(self) -> None:
+        """Write the tables and headers.  Nothing may be written afterwards; the caller commits the files."""
+
+
+@runtime_checkable
+class Packer(WritableSink, Protocol):
+    """A sink that keeps its units in a form that takes work, such as compressed.
+
+    ``pack`` runs on all cores, ``put`` in order; ``write`` is the two in turn.
+    """
+
+    def pack(self, offset: int, data: memoryview, /) -> object:
+        """The form in which a range of whole units is kept.  Any thread, any order, changes nothing."""
+
+    def put(self, offset: int, packed: object, /) -> None:
+        """Store what ``pack`` returned for ``offset``.  One thread at a time, offsets ascend."""

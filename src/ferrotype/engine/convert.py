@@ -1,0 +1,207 @@
+"""Convert: source -> batches of whole units -> workers read and drop zeros, pack where it takes work -> image.
+
+    extents       known zeros are never read
+    batches       a few MiB, cut at multiples of the sink's unit
+    workers       read, look for zeros, and write; a ``Packer`` is given whole batches to pack instead
+    in order      packed batches are put, by one thread
+
+Cost: a pass over what is not known to be zero; memory is a few batches a worker, whatever the size of the disk.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Final
+
+import numpy as np
+
+from ferrotype.block import Source
+from ferrotype.block.device import aligned_buffer
+from ferrotype.block.zeros import zero_cells
+from ferrotype.extents import ExtentMap, State, merge
+from ferrotype.formats import Packer, WritableSink
+from ferrotype.job import Job
+from ferrotype.pipeline import map_ordered
+from ferrotype.units import KiB, MiB
+
+__all__ = ["Converted", "copy"]
+
+_BATCH: Final = 2 * MiB  # bytes of the disk a worker takes at a time, or one unit where that is larger
+_GRAIN: Final = 16 * KiB  # zeros are looked for in pieces of it where the sink's unit says nothing
+_WINDOW: Final = 1 << 40  # bytes of the disk whose extents are asked for at a time
+
+
+@dataclass(slots=True)
+class Converted:
+    """What was done, in bytes of the disk."""
+
+    disk_bytes: int = 0
+    read_bytes: int = 0
+    written_bytes: int = 0
+    seconds: float = 0.0
+
+
+def copy(
+    source: Source, sink: WritableSink, job: Job, *, backing: Source | None = None, workers: int = 0
+) -> Converted:
+    """Write the whole source to a sink of the same size, and finish it.  Nothing is flushed or committed.
+
+    With ``backing`` the sink shows that where nothing is written, and only what differs from it is.
+    """
+    began = time.monotonic()
+    if source.size != sink.size:
+        raise ValueError(f"the source has {source.size} bytes and the sink {sink.size}")
+    result = Converted(disk_bytes=source.size)
+    job.begin("converting", source.size)
+    worker = _Worker(source, sink, backing)
+    count = workers or len(os.sched_getaffinity(0))
+    if sink.traits.ordered and not isinstance(sink, Packer):
+        count = 1
+    at = 0
+    for done in map_ordered(worker, _batches(source, backing, _grid(sink)), workers=count, depth=3 * count):
+        if done.packed is not None and isinstance(sink, Packer):
+            sink.put(done.start, done.packed)
+        result.read_bytes += done.read
+        result.written_bytes += done.written
+        job.advance(done.end - at)
+        at = done.end
+    job.advance(source.size - at)
+    sink.finish()
+    result.seconds = time.monotonic() - began
+    return result
+
+
+# ---------------------------------------------------------------------- what is to be looked at
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """A stretch of the disk that starts and ends on the grid, and the extents of the source in it."""
+
+    start: int
+    end: int
+    extents: ExtentMap
+
+
+def _grid(sink: WritableSink) -> int:
+    unit = sink.traits.unit
+    return max(unit, _BATCH // unit * unit)
+
+
+def _batches(source: Source, backing: Source | None, grid: int) -> Iterator[_Batch]:
+    """Ascending stretches that are not known to be zeros, in the source and behind it."""
+    size = source.size
+    window = _WINDOW // grid * grid or grid
+    for start in range(0, size, window):
+        extents = source.extents(start, min(window, size - start))
+        starts, ends = _interesting(extents, backing).cut(grid).runs(State.ZERO, present=False)
+        for low, high in zip(starts.tolist(), ends.tolist(), strict=True):
+            for at in range(low, high, grid):
+                end = min(at + grid, high)
+                yield _Batch(at, end, extents.clip(at, end - at))
+
+
+def _interesting(extents: ExtentMap, backing: Source | None) -> ExtentMap:
+    """ZERO where the range is known to be zeros and needs no writing."""
+    zeros = extents.masked(State.ZERO)
+    if backing is None:
+        return zeros
+    inside = min(max(backing.size - extents.start, 0), extents.length)
+    behind = [ExtentMap.uniform(extents.start + inside, extents.length - inside, State.ZERO)]
+    behind = [backing.extents(extents.start, inside).masked(State.ZERO), *behind] if inside else behind
+    lower = ExtentMap.concat([part for part in behind if part.length])
+    flipped = {State.ZERO: State.DATA, State.DATA: State.CLEAN}  # OR of what is no zero, for lack of an AND
+    return merge(zeros.translate(flipped), lower.translate(flipped)).translate(
+        {State.DATA: State.ZERO, State.CLEAN: State.DATA}
+    )
+
+
+# ---------------------------------------------------------------------- doing it
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    start: int
+    end: int
+    read: int
+    written: int
+    packed: object = None
+
+
+class _Worker:
+    """Reads batches, and writes or packs them; called from many threads."""
+
+    def __init__(self, source: Source, sink: WritableSink, backing: Source | None) -> None:
+        self._source, self._sink, self._backing = source, sink, backing
+        self._packer = sink if isinstance(sink, Packer) else None
+        unit = sink.traits.unit
+        self._grain = unit if unit >= 4 * KiB else _GRAIN
+        self._local = threading.local()
+
+    def __call__(self, batch: _Batch) -> _Done:
+        length = batch.end - batch.start
+        view = self._buffer("disk", length)
+        read = self._fill(batch, view)
+        if self._packer is not None and self._backing is None:
+            return _Done(batch.start, batch.end, read, length, self._packer.pack(batch.start, view))
+        written = 0
+        for low, high, zero in self._runs(batch.start, view):
+            if zero:
+                self._sink.write_zeros(batch.start + low, high - low)
+            else:
+                self._sink.write(batch.start + low, view[low:high])
+                written += high - low
+        return _Done(batch.start, batch.end, read, written)
+
+    def _fill(self, batch: _Batch, view: memoryview) -> int:
+        """Read what is not known to be zero; the bytes read."""
+        read = 0
+        for extent in batch.extents:
+            piece = view[extent.start - batch.start : extent.end - batch.start]
+            if extent.state & State.ZERO:
+                piece[:] = bytes(extent.length)
+            else:
+                self._source.read_into(extent.start, piece)
+                read += extent.length
+        return read
+
+    def _runs(self, start: int, view: memoryview) -> Iterator[tuple[int, int, bool]]:
+        """(start, end, zeros?) of what has to be written, in bytes of the batch."""
+        zero = zero_cells(view, self._grain)
+        kinds = [_ZERO if flag else _DATA for flag in zero]
+        if self._backing is not None:
+            kinds = self._against(self._backing, start, view, kinds)
+        elif self._sink.traits.blank:
+            kinds = [_SKIP if kind == _ZERO else kind for kind in kinds]
+        at = 0
+        for kind, group in groupby(kinds):
+            end = at + len(list(group))
+            if kind != _SKIP:
+                yield at * self._grain, min(end * self._grain, len(view)), kind == _ZERO
+            at = end
+
+    def _against(self, backing: Source, start: int, view: memoryview, kinds: list[int]) -> list[int]:
+        """What is the same behind the sink already needs no writing."""
+        lower = self._buffer("backing", len(view))
+        inside = min(max(backing.size - start, 0), len(view))
+        if inside:
+            backing.read_into(start, lower[:inside])
+        lower[inside:] = bytes(len(view) - inside)
+        differ = np.frombuffer(view, np.uint8) != np.frombuffer(lower, np.uint8)
+        changed = np.logical_or.reduceat(differ, np.arange(0, len(view), self._grain)).tolist()
+        return [kind if changed[i] else _SKIP for i, kind in enumerate(kinds)]
+
+    def _buffer(self, name: str, length: int) -> memoryview:
+        buffer: memoryview | None = getattr(self._local, name, None)
+        if buffer is None or len(buffer) < length:
+            buffer = aligned_buffer(length)
+            setattr(self._local, name, buffer)
+        return buffer[:length]
+
+
+_SKIP, _ZERO, _DATA = range(3)

@@ -1,0 +1,126 @@
+"""Making disk images: which format, with what options, over which backing file, and nothing left of a failed one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ferrotype.block.file import FileSource
+from ferrotype.block.outputs import Outputs
+from ferrotype.engine.convert import Converted, copy
+from ferrotype.engine.references import OpenDisk
+from ferrotype.engine.targets import image_files, refuse_harm
+from ferrotype.errors import Refused, UsageError
+from ferrotype.formats import Backing, Options, Spec, Writable
+from ferrotype.formats.registry import FORMATS, RAW_SUFFIXES, format_of_suffix, open_file, recognise, writer
+from ferrotype.formats.related import Related
+from ferrotype.job import Job
+from ferrotype.stall import Patience
+
+__all__ = ["NewImage", "Written", "chosen_format", "options_help", "parse_options", "write_image"]
+
+
+@dataclass(frozen=True, slots=True)
+class NewImage:
+    """What image is to be made."""
+
+    path: Path
+    format: str
+    compress: bool = False
+    options: Mapping[str, object] | None = None  # parsed, by name
+    backing: Path | None = None
+    backing_format: str | None = None
+    replace: bool = False
+    patience: Patience | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """An image that was made."""
+
+    format: str
+    copied: Converted
+    stored_bytes: int  # that its files take up
+
+
+def chosen_format(path: Path, format: str | None) -> str:
+    """The format named, else the one the suffix stands for.  Raises UsageError."""
+    found = format or format_of_suffix(path)
+    if found is None:
+        known = ", ".join(name for name, row in FORMATS.items() if row.writable)
+        raise UsageError(f"{path}: the name does not say which format is meant; say it with -O ({known})")
+    return found
+
+
+def parse_options(format: str, texts: Sequence[str]) -> dict[str, object]:
+    """``NAME=VALUE`` texts as the values that the format's module takes.  Raises UsageError."""
+    options: Options = writer(format).OPTIONS
+    parsed: dict[str, object] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if name not in options or not equals:
+            known = "; ".join(f"{key}: {option.help}" for key, option in options.items()) or "none"
+            raise UsageError(f"{text!r} is no option of {format} images; there are: {known}")
+        try:
+            parsed[name] = options[name].parse(value)
+        except ValueError as error:
+            raise UsageError(f"{text!r}: {error}") from None
+    return parsed
+
+
+def options_help(format: str) -> str:
+    """What may be chosen for images of a format, a line each."""
+    return "\n".join(f"{name}  {option.help}" for name, option in writer(format).OPTIONS.items()) or "no options"
+
+
+def write_image(disk: OpenDisk, wanted: NewImage, job: Job) -> Written:
+    """Make an image of the disk; it has its name when it is complete and durable, and not before.
+
+    Raises Refused where that would overwrite something it may not.
+    """
+    source = disk.source
+    refuse_harm(wanted.path, image_files(disk.reference.path))
+    if wanted.path.exists() and not wanted.replace:
+        raise Refused(f"{wanted.path} exists and would be overwritten; say --force if that is meant")
+    module: Writable = writer(wanted.format)
+    with (
+        _backing(wanted) as backing,
+        Outputs(wanted.path, replace=wanted.replace, patience=wanted.patience) as outputs,
+    ):
+        spec = Spec(source.size, source.traits.sector_size, wanted.compress, wanted.options or {}, backing)
+        sink = module.create(outputs, spec)
+        try:
+            done = copy(source, sink, job, backing=backing.source if backing else None)
+            job.begin("flushing")
+            outputs.commit()
+            return Written(wanted.format, done, outputs.stored_bytes())
+        finally:
+            sink.close()
+
+
+@contextmanager
+def _backing(wanted: NewImage) -> Iterator[Backing | None]:
+    """The lower layer of the new image, which the user named, opened for comparing with it."""
+    if wanted.backing is None:
+        yield None
+        return
+    path = wanted.path.parent / wanted.backing  # as every reader of the new image will look for it
+    if path.is_block_device() or not path.is_file():
+        raise UsageError(
+            f"the backing file {path} is not there; its name is taken relative to the new image's folder"
+        )
+    file = FileSource(path)
+    try:
+        format = wanted.backing_format or recognise(file) or ("raw" if path.suffix.lower() in RAW_SUFFIXES else None)
+        if format is None:
+            raise UsageError(f"say the format of the backing file {path} with --backing-format")
+        image = open_file(file, Related(path, patience=wanted.patience), format)
+    except BaseException:
+        file.close()
+        raise
+    try:
+        yield Backing(str(wanted.backing), format, image.source)
+    finally:
+        image.close()

@@ -1,0 +1,290 @@
+"""A disk whose bytes stand scattered over a file: what nearly every container's reader comes down to.
+
+    disk   |  0 .. 64K  | 64K .. 192K | 192K .. 256K | 256K .. 320K |
+             STORED       HOLE          PACKED         ZERO
+             at 5 MiB     lower layer,  unpack(place)
+                          or zeros
+
+A format says where a range stands (``Layout.mapping``, vectorised) and how a packed unit is opened (``unpack``);
+everything else is here once: cutting reads at the boundaries, lower layers, zeros, the end of the file, extents.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from threading import Lock
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ferrotype.block import Source, Traits
+from ferrotype.block.file import check_read
+from ferrotype.errors import InvalidImage, ReadError
+from ferrotype.extents import ExtentMap, Offsets, State, overlay
+from ferrotype.units import MiB
+
+__all__ = ["Kept", "Kind", "Layout", "MappedSource", "Mapping", "Run", "cells"]
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+_UNITS_KEPT: Final = 8 * MiB  # bytes of unpacked units kept for small reads that follow each other
+
+
+class Kind(IntEnum):
+    """Where a run of bytes stands."""
+
+    HOLE = 0  # nowhere in this layer: the lower one's, or zeros where there is none
+    ZERO = 1  # nowhere, and zeros whatever a lower layer has
+    STORED = 2  # in the file as it is; the place is an offset in bytes
+    PACKED = 3  # in the file, compressed or the like; the place means something to ``unpack`` alone
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mapping:
+    """Runs of a disk, ascending without gaps: run i covers ``bounds[i]`` to ``bounds[i + 1]``.
+
+    ``skips`` says how many bytes of a PACKED unit lie before the run, which is not all of the unit where the range
+    asked for cuts it.  Places and skips of other kinds mean nothing, except that of a STORED run, its offset.
+    """
+
+    bounds: Offsets
+    kinds: NDArray[np.uint8]
+    places: NDArray[np.int64]
+    skips: NDArray[np.int64]
+
+    @classmethod
+    def uniform(cls, start: int, length: int, kind: Kind, place: int = 0, skip: int = 0) -> Mapping:
+        """One run."""
+        one = np.ones(1, np.int64)
+        return cls(np.array([start, start + length], np.int64), one.astype(np.uint8) * kind, one * place, one * skip)
+
+    @property
+    def start(self) -> int:
+        return int(self.bounds[0])
+
+    @property
+    def end(self) -> int:
+        return int(self.bounds[-1])
+
+    def clip(self, start: int, length: int) -> Mapping:
+        """The runs of a range inside the mapping; ``length`` is at least 1."""
+        end = start + length
+        first = int(np.searchsorted(self.bounds, start, "right")) - 1
+        last = int(np.searchsorted(self.bounds, end, "left"))
+        if start < self.start or end > self.end or length < 1:
+            raise ValueError(f"range {start}..{end} is outside the mapping {self.start}..{self.end}")
+        bounds = self.bounds[first : last + 1].copy()
+        places, skips = self.places[first:last].copy(), self.skips[first:last].copy()
+        ahead = start - int(bounds[0])
+        places[0] += ahead if self.kinds[first] == Kind.STORED else 0
+        skips[0] += ahead if self.kinds[first] == Kind.PACKED else 0
+        bounds[0], bounds[-1] = start, end
+        return Mapping(bounds, self.kinds[first:last], places, skips)
+
+
+def cells(start: int, size: int, kinds: NDArray[np.uint8], places: NDArray[np.int64]) -> Mapping:
+    """The mapping of cells of ``size`` bytes from ``start`` on; what is equal, or adjacent in the file, is joined.
+
+    The last cell may reach beyond the disk: clip the mapping.
+    """
+    count = len(kinds)
+    bounds = start + np.arange(count + 1, dtype=np.int64) * size
+    fresh = np.ones(count, bool)
+    same = kinds[1:] == kinds[:-1]
+    follows = (kinds[1:] != Kind.STORED) | (places[1:] == places[:-1] + size)
+    fresh[1:] = ~(same & follows) | (kinds[1:] == Kind.PACKED)
+    heads = np.flatnonzero(fresh)
+    return Mapping(
+        np.append(bounds[heads], bounds[-1]),
+        kinds[heads].astype(np.uint8),
+        places[heads].astype(np.int64),
+        np.zeros(len(heads), np.int64),
+    )
+
+
+class Layout(Protocol):
+    """What a format knows: where the disk's bytes stand.  Called from many threads."""
+
+    def mapping(self, offset: int, length: int, /) -> Mapping:
+        """The runs from ``offset`` on.  May end earlier than the range does, such as at the end of one table.
+
+        Reads only tables.  A run that would lie outside the file, overlap a header or contradict the specification
+        raises InvalidImage.
+        """
+
+    def unpack(self, place: int, /) -> bytes:
+        """The whole content of a PACKED unit.  Raises InvalidImage where it cannot be opened."""
+
+
+class Run(NamedTuple):
+    """A run of a disk and where it stands, for people: ``depth`` 0 is the image itself, 1 its parent ..."""
+
+    start: int
+    length: int
+    kind: Kind
+    depth: int
+    place: int | None  # of STORED: offset in the layer's file
+
+
+class MappedSource:
+    """A disk through its layout.  It owns none of what it reads; its image closes that."""
+
+    def __init__(
+        self,
+        file: Source,
+        layout: Layout,
+        size: int,
+        *,
+        name: str,
+        parent: Source | None = None,
+        traits: Traits | None = None,
+        ragged: int = 0,
+    ) -> None:
+        """``file`` is what STORED places are offsets in.
+
+        The last ``ragged`` bytes of a STORED run may lie behind the end of the file, where they read as zeros: a file
+        that ends within its last cluster is cut short by nothing but zeros.  Behind the end of a shorter ``parent``
+        holes read as zeros.
+        """
+        self._file, self._layout, self._size, self._parent = file, layout, size, parent
+        self._name = name
+        self._ragged = ragged
+        self._units: Kept[int, bytes] = Kept(_UNITS_KEPT, len)
+        self.traits = replace(traits or Traits(), align=1, parallel=file.traits.parallel)
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def _mappings(self, offset: int, length: int) -> Iterator[Mapping]:
+        end = offset + length
+        while offset < end:
+            part = self._layout.mapping(offset, end - offset)
+            if part.start != offset or not offset < part.end <= end:
+                raise ValueError(f"{self._name}: asked for {offset}..{end}, mapped {part.start}..{part.end}")
+            yield part
+            offset = part.end
+
+    # ------------------------------------------------------------------ reading
+
+    def read_into(self, offset: int, buf: memoryview, /) -> None:
+        check_read(self._name, self._size, offset, len(buf))
+        for part in self._mappings(offset, len(buf)):
+            bounds = part.bounds.tolist()
+            columns = (bounds, bounds[1:], part.kinds.tolist(), part.places.tolist(), part.skips.tolist())
+            for start, end, kind, place, skip in zip(*columns, strict=False):
+                piece = buf[start - offset : end - offset]
+                if kind == Kind.STORED:
+                    self._read_stored(start, place, piece)
+                elif kind == Kind.PACKED:
+                    self._read_packed(start, place, skip, piece)
+                elif kind == Kind.HOLE and self._parent is not None:
+                    self._read_parent(self._parent, start, piece)
+                else:
+                    piece[:] = bytes(len(piece))
+
+    def _read_stored(self, start: int, place: int, piece: memoryview) -> None:
+        inside = min(len(piece), self._file.size - place)
+        if inside < len(piece):
+            if place < 0 or inside <= 0 or len(piece) - inside > self._ragged:
+                raise InvalidImage(
+                    f"{self._name}: the file ends before the data of byte {start} of the disk", offset=place
+                )
+            piece[inside:] = bytes(len(piece) - inside)
+        try:
+            self._file.read_into(place, piece[:inside])
+        except ReadError as error:
+            error.start += start - place
+            raise
+
+    def _read_packed(self, start: int, place: int, skip: int, piece: memoryview) -> None:
+        unit = self._units.get(place)
+        if unit is None:
+            unit = self._layout.unpack(place)
+            if skip or len(unit) > len(piece):  # its rest may be asked for next
+                self._units.keep(place, unit)
+        if len(unit) < skip + len(piece):
+            raise InvalidImage(f"{self._name}: the data of byte {start} of the disk is shorter than its place")
+        piece[:] = unit[skip : skip + len(piece)]
+
+    @staticmethod
+    def _read_parent(parent: Source, offset: int, piece: memoryview) -> None:
+        inside = min(max(parent.size - offset, 0), len(piece))
+        if inside:
+            parent.read_into(offset, piece[:inside])
+        if inside < len(piece):
+            piece[inside:] = bytes(len(piece) - inside)
+
+    # ------------------------------------------------------------------ what is known without reading
+
+    def extents(self, offset: int, length: int, /) -> ExtentMap:
+        check_read(self._name, self._size, offset, length)
+        if length == 0:
+            return ExtentMap.uniform(offset, 0)
+        own = ExtentMap.concat(
+            [ExtentMap.joined(part.bounds, _STATES[part.kinds]) for part in self._mappings(offset, length)]
+        )
+        inside = min(max(self._parent.size - offset, 0), length) if self._parent is not None else 0
+        lower = [ExtentMap.uniform(offset + inside, length - inside, State.ZERO | State.HOLE)]
+        if self._parent is not None and inside:
+            lower.insert(0, self._parent.extents(offset, inside))
+        return overlay(own, ExtentMap.concat([part for part in lower if part.length]))
+
+    def runs(self, offset: int, length: int, depth: int = 0) -> Iterator[Run]:
+        """The range, run by run, down to the layer that holds each."""
+        for part in self._mappings(offset, length):
+            bounds = part.bounds.tolist()
+            columns = (bounds, bounds[1:], part.kinds.tolist(), part.places.tolist())
+            for start, end, kind, place in zip(*columns, strict=False):
+                if kind == Kind.HOLE and isinstance(self._parent, MappedSource) and start < self._parent.size:
+                    inside = min(end, self._parent.size) - start
+                    yield from self._parent.runs(start, inside, depth + 1)
+                    start += inside
+                if start < end:
+                    yield Run(start, end - start, Kind(kind), depth, place if kind == Kind.STORED else None)
+
+    def close(self) -> None:
+        """Nothing: the image closes what it opened."""
+
+
+_STATES: Final = np.array([State.HOLE, State.ZERO, State.DATA, State.DATA], np.uint8)  # by Kind
+
+
+class Kept(Generic[K, V]):
+    """The values used last, up to a number of bytes in all: tables and units read from a file.  For many threads."""
+
+    def __init__(self, room: int, weigh: Callable[[V], int]) -> None:
+        """``room`` in bytes, ``weigh`` gives those of a value."""
+        self._room = room
+        self._weigh = weigh
+        self._values: OrderedDict[K, V] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, key: K) -> V | None:
+        with self._lock:
+            value = self._values.get(key)
+            if value is not None:
+                self._values.move_to_end(key)
+            return value
+
+    def keep(self, key: K, value: V) -> None:
+        """Remember a value; those not asked for longest go."""
+        with self._lock:
+            if key not in self._values:
+                self._values[key] = value
+                self._room -= self._weigh(value)
+            while self._room < 0 and len(self._values) > 1:
+                self._room += self._weigh(self._values.popitem(last=False)[1])
+
+    def of(self, key: K, make: Callable[[K], V]) -> V:
+        """The value, made where it is not kept; two threads may make it at once."""
+        value = self.get(key)
+        if value is None:
+            value = make(key)
+            self.keep(key, value)
+        return value

@@ -1,0 +1,172 @@
+"""Which formats there are, and which one a file is in.
+
+Adding one: a module with ``probe`` and ``open``, and ``OPTIONS`` and ``create`` where it can be written; a row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Final
+
+from ferrotype.block import Source, read
+from ferrotype.errors import DeviceError, FormatError, UnsupportedError, UsageError
+from ferrotype.formats import Folder, Format, Image, Writable
+from ferrotype.formats.related import Related
+
+__all__ = [
+    "ENTRY_POINTS",
+    "FORMATS",
+    "RAW_SUFFIXES",
+    "Row",
+    "format_of_suffix",
+    "open_file",
+    "open_folder",
+    "recognise",
+    "writer",
+]
+
+ENTRY_POINTS: Final = "ferrotype.formats"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A format: how its files are recognised without importing anything, and where its code is."""
+
+    module: str  # "" where it is only known by name
+    magics: tuple[tuple[int, bytes], ...]  # (offset, bytes); a negative offset counts from the end of the file
+    suffixes: tuple[str, ...] = ()
+    writable: bool = False
+
+
+FORMATS: Final[dict[str, Row]] = {
+    "raw": Row("ferrotype.formats.raw", (), (".raw", ".img", ".dd", ".iso", ".bin"), writable=True),
+    "qcow2": Row("", ((0, b"QFI\xfb\0\0\0\2"), (0, b"QFI\xfb\0\0\0\3")), (".qcow2",), True),
+    "qcow": Row("", ((0, b"QFI\xfb\0\0\0\1"),), (".qcow",)),
+    "qed": Row("", ((0, b"QED\0"),), (".qed",)),
+    "vhdx": Row("", ((0, b"vhdxfile"),), (".vhdx",), True),
+    "vhd": Row("", ((0, b"conectix"), (-512, b"conectix"), (-511, b"conectix")), (".vhd",), True),
+    "vmdk": Row(
+        "",
+        ((0, b"KDMV"), (0, b"COWD"), (0, b"# Disk DescriptorFile"), (0, b"\xbe\xba\xfe\xca\0\0\0\0")),
+        (".vmdk",),
+        True,
+    ),
+    "vdi": Row("", ((0x40, b"\x7f\x10\xda\xbe"),), (".vdi",), True),
+    "ewf": Row(
+        "",
+        ((0, b"EVF\x09\x0d\x0a\xff\x00"), (0, b"LVF\x09\x0d\x0a\xff\x00"), (0, b"EVF2\x0d\x0a\x81\x00")),
+        (".e01", ".s01", ".ex01"),
+        True,
+    ),
+    "dmg": Row("", ((-512, b"koly"), (0, b"koly")), (".dmg",)),
+    "aff4": Row("", ((0, b"PK\x03\x04"), (0, b"PK\x05\x06")), (".aff4",)),
+    "parallels": Row("", ((0, b"WithoutFreeSpace"), (0, b"WithouFreSpacExt")), (".hdd", ".hds")),
+    "bochs": Row("", ((0, b"Bochs Virtual HD Image"),)),
+    "cloop": Row("", ((0, b"#!/bin/sh\n#V2.0 Format"),), (".cloop",)),
+    "partclone": Row("", ((0, b"partclone-image"),), (".pcl",)),
+    "ntfsclone": Row("", ((0, b"\0ntfsclone-image"),)),
+    "clonezilla": Row("", ()),  # a folder
+    "wim": Row("", ((0, b"MSWIM\0\0\0"), (0, b"WLPWM\0\0\0")), (".wim", ".esd", ".swm")),
+    "ferro": Row("", ((0, b"\x89FERRO\r\n"),), (".ferro",), True),
+}
+
+FOLDERS: Final = ("parallels", "clonezilla", "aff4")  # formats whose images may be folders
+
+RAW_SUFFIXES: Final = frozenset(FORMATS["raw"].suffixes)
+
+
+def format_of_suffix(path: Path) -> str | None:
+    """The format that a name's ending stands for."""
+    suffix = path.suffix.lower()
+    return next((name for name, row in FORMATS.items() if suffix in row.suffixes), None)
+
+
+def recognise(file: Source) -> str | None:
+    """Name of the format a file is in, or None where it shows no sign of one.  Never guesses ``raw``."""
+    found = next(_candidates(file), None)
+    return found[0] if found else None
+
+
+def open_file(file: Source, related: Related, format: str | None = None) -> Image:
+    """Open a container in the format named, or in the one its content shows.
+
+    The image owns ``file``; where this raises, the caller still does.  Raises UnsupportedError where no format is
+    recognised, or only one that is known by name.
+    """
+    if format is not None:
+        return _module(format).open(file, related)
+    for name, module in _candidates(file):
+        return (module or _module(name)).open(file, related)
+    raise UnsupportedError("this is no disk image that ferrotype knows; say --format raw if it is a raw disk")
+
+
+def open_folder(path: Path, related: Related, format: str | None = None) -> Image:
+    """Open an image that is a folder of files, such as Clonezilla's.  Raises UsageError where it is none."""
+    for name in FOLDERS if format is None else (format,):
+        module = _module(name)
+        if isinstance(module, Folder) and (format is not None or module.probe_folder(path)):
+            return module.open_folder(path, related)
+    raise UsageError(f"{path} is a folder, and no disk image that ferrotype knows")
+
+
+def writer(name: str) -> Writable:
+    """The module that makes images of a format.  Raises UsageError where there is none."""
+    module = _module(name)
+    if not isinstance(module, Writable):
+        known = ", ".join(name for name, row in FORMATS.items() if row.writable)
+        raise UsageError(f"{name} images cannot be written; what can be: {known}")
+    return module
+
+
+def _module(name: str) -> Format:
+    row = FORMATS.get(name)
+    if row is not None and row.module:
+        module: Format = import_module(row.module)
+        return module
+    if row is not None:
+        raise UnsupportedError(f"{name} images cannot be opened as a disk here")
+    for plugged, module in _plugged_in():
+        if plugged == name:
+            return module
+    raise UsageError(f"there is no format called {name!r}")
+
+
+def _candidates(file: Source) -> Iterator[tuple[str, Format | None]]:
+    """The formats whose signs the file shows and that say it is theirs; plug-ins where it shows none."""
+    head, tail = read(file, 0, min(file.size, 512)), read(file, max(0, file.size - 512), min(file.size, 512))
+    for name, row in FORMATS.items():
+        if not any(_shows(head, tail, offset, magic) for offset, magic in row.magics):
+            continue
+        if not row.module:
+            yield name, None
+            continue
+        module = _module(name)
+        if _probe(module, file):
+            yield name, module
+    for name, module in _plugged_in():
+        if _probe(module, file):
+            yield name, module
+
+
+def _shows(head: bytes, tail: bytes, offset: int, magic: bytes) -> bool:
+    if offset >= 0:
+        return head[offset : offset + len(magic)] == magic
+    at = len(tail) + offset
+    return at >= 0 and tail[at : at + len(magic)] == magic
+
+
+def _plugged_in() -> Iterator[tuple[str, Format]]:
+    from importlib.metadata import entry_points  # few files come to this, and it brings half of `email` along
+
+    for entry in entry_points(group=ENTRY_POINTS):
+        yield entry.name, entry.load()
+
+
+def _probe(module: Format, file: Source) -> bool:
+    try:
+        return module.probe(file)
+    except (FormatError, DeviceError):  # where it would have to be known by cannot be read
+        return False

@@ -1,0 +1,146 @@
+"""What an image may open besides itself: parents, backing and data files, extents, split parts.
+
+Whoever made an image chose the names inside it.  So a name is opened only
+
+    relative to the folder of the file it stands in,
+    never absolute, never an address (nbd:, json:, http: ...), never anything but a regular file,
+    and where it leads, symbolic links followed, lies in the folder tree of the file the user named,
+
+unless the user allows a folder or file by name.  A chain of images has at most ``MAX_DEPTH`` layers and no loop.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ferrotype.block import Source
+from ferrotype.block.file import FileSource
+from ferrotype.errors import DeviceError, InvalidImage, NotAllowed, UsageError
+from ferrotype.stall import Patience
+
+if TYPE_CHECKING:
+    from ferrotype.formats import Image
+
+__all__ = ["MAX_DEPTH", "MAX_NAME", "Related"]
+
+MAX_DEPTH: Final = 200  # layers of a chain; each holds a file open
+MAX_NAME: Final = 4096  # bytes of a path (limits.h)
+_ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:")  # two letters or more: ``c:`` is a drive
+
+
+class Related:
+    """Opens what one image names.  ``nothing`` is that of an image which is no file, and so has no folder."""
+
+    def __init__(
+        self,
+        path: Path | None,
+        allowed: Sequence[Path] = (),
+        *,
+        patience: Patience | None = None,
+        passphrase: Callable[[], bytes | None] = lambda: None,
+    ) -> None:
+        """``path``: the file the user named; ``allowed``: further files and folders that may be opened."""
+        self.path = path
+        self.passphrase = passphrase  # asked for where an image is itself encrypted; None: the user gave none
+        self._allowed = tuple(Path(os.path.realpath(one)) for one in allowed)
+        self._tree = Path(os.path.realpath(path)).parent if path is not None else None
+        self._patience = patience
+        self._seen: tuple[tuple[int, int], ...] = (_identity(path),) if path is not None else ()
+
+    @classmethod
+    def nothing(cls) -> Related:
+        """Allows nothing."""
+        return cls(None)
+
+    def exists(self, name: str, what: str) -> bool:
+        """Whether the name leads to an allowed file.  Raises NotAllowed as ``file`` does."""
+        return self._resolve(name, what).exists()
+
+    def file(self, name: str, what: str) -> Source:
+        """The regular file a name inside the image leads to; ``what`` it is, for messages.
+
+        Raises NotAllowed where it may not be opened and InvalidImage where it is not there.
+        """
+        return self._open(self._resolve(name, what), name, what)
+
+    def sibling(self, name: str, what: str) -> Source | None:
+        """A file beside the image whose name ferrotype made up, such as the next segment; None: there is none."""
+        if self.path is None or os.sep in name:
+            return None
+        path = self.path.parent / name
+        if not path.exists():
+            return None
+        return self._open(self._checked(path, name, what), name, what)
+
+    def inside(self) -> Related:
+        """The same for the files in the folder that ``path`` is: names are resolved in it, and lead no further."""
+        if self.path is None:
+            return self
+        inner = Related(self.path / "-", self._allowed, patience=self._patience, passphrase=self.passphrase)
+        inner._seen = self._seen
+        return inner
+
+    def image(self, name: str, what: str, format: str | None = None) -> Image:
+        """The image a name leads to, such as a parent, in ``format`` or what its content shows (``raw`` if said).
+
+        Its own names are resolved in its own folder, under the same rules.  Raises as ``file`` does, and InvalidImage
+        at a loop and at a chain that is too long.
+        """
+        from ferrotype.formats.registry import open_file
+
+        path = self._resolve(name, what)
+        file = self._open(path, name, what)
+        try:
+            identity = _identity(path)
+            if identity in self._seen:
+                raise InvalidImage(f"the chain of images is a loop: the {what} {name!r} is part of it already")
+            if len(self._seen) >= MAX_DEPTH:
+                raise InvalidImage(f"the chain of images has more than {MAX_DEPTH} layers")
+            inner = Related.nothing()
+            inner.path, inner.passphrase, inner._patience = path, self.passphrase, self._patience
+            inner._allowed, inner._tree, inner._seen = self._allowed, self._tree, (*self._seen, identity)
+            return open_file(file, inner, format)
+        except BaseException:
+            file.close()
+            raise
+
+    def _resolve(self, name: str, what: str) -> Path:
+        if not name or "\0" in name or len(os.fsencode(name)) > MAX_NAME:
+            raise InvalidImage(f"the name of the {what} is no file name")
+        if _ADDRESS.match(name):
+            raise NotAllowed(f"the image names {name!r} as its {what}: an address inside an image is never opened")
+        if self.path is None:
+            raise NotAllowed(f"the image names {name!r} as its {what}, and only an image in a file may open others")
+        absolute = os.path.isabs(name)
+        path = Path(name) if absolute else self.path.parent / name
+        return self._checked(path, name, what, absolute=absolute)
+
+    def _checked(self, path: Path, name: str, what: str, *, absolute: bool = False) -> Path:
+        real = Path(os.path.realpath(path))
+        inside = not absolute and self._tree is not None and real.is_relative_to(self._tree)
+        if not inside and not any(real.is_relative_to(one) for one in self._allowed):
+            raise NotAllowed(
+                f"the image names {name!r} as its {what}, which is outside its own folder; "
+                f"allow it with --allow-related if it is meant"
+            )
+        return real
+
+    def _open(self, path: Path, name: str, what: str) -> Source:
+        try:
+            return FileSource(path, patience=self._patience)
+        except UsageError as error:
+            raise InvalidImage(f"the {what} {name!r} cannot be used: {error}") from None
+        except DeviceError as error:
+            raise DeviceError(f"the {what} {name!r} cannot be used: {error}") from error
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return (-1, -1)
+    return (status.st_dev, status.st_ino)
