@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+import image_jobs
 import peers
 import programs
 from programs import FRAMES, IMAGE, TARGET, Step, limit
@@ -179,4 +180,41 @@ LIST: Final = Job(
     reads=False,
 )
 
-JOBS: Final = (FIRST, ENCRYPTED, FAST, UNCHANGED, DAY_TWO, DELTA, RESTORE, VERIFY, DEEP, *MAPS, HELP, LIST)
+INTO: Final = tuple(
+    Job(f"convert raw to {form.name}", "day1", form.write, (Rival(form.write_rival, wall=form.to),))
+    for form in image_jobs.FORMS
+)
+BACK: Final = tuple(
+    Job(
+        f"convert {form.name} to raw",
+        "",
+        form.read,
+        (Rival(form.read_rival, wall=form.back),),
+        keeps=True,
+    )
+    for form in image_jobs.FORMS
+    if form.back is not None
+)
+E01: Final = Job("convert raw to E01", "day1", image_jobs.EWF, (Rival(image_jobs.EWF_RIVAL, wall=0.3, most_pairs=2),))
+CHECKSUM: Final = Job(
+    "checksum", "day1", image_jobs.CHECKSUM, (Rival(image_jobs.HASHING, share=0.7),), keeps=True, stores=False
+)
+
+JOBS: Final = (
+    FIRST,
+    ENCRYPTED,
+    FAST,
+    UNCHANGED,
+    DAY_TWO,
+    DELTA,
+    RESTORE,
+    VERIFY,
+    DEEP,
+    *MAPS,
+    HELP,
+    LIST,
+    *INTO,
+    *BACK,
+    E01,
+    CHECKSUM,
+)
