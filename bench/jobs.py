@@ -200,21 +200,6 @@ CHECKSUM: Final = Job(
     "checksum", "day1", image_jobs.CHECKSUM, (Rival(image_jobs.HASHING, share=0.7),), keeps=True, stores=False
 )
 
-JOBS: Final = (
-    FIRST,
-    ENCRYPTED,
-    FAST,
-    UNCHANGED,
-    DAY_TWO,
-    DELTA,
-    RESTORE,
-    VERIFY,
-    DEEP,
-    *MAPS,
-    HELP,
-    LIST,
-    *INTO,
-    *BACK,
-    E01,
-    CHECKSUM,
-)
+BACKUPS: Final = (FIRST, ENCRYPTED, FAST, UNCHANGED, DAY_TWO, DELTA, RESTORE, VERIFY, DEEP, *MAPS, HELP, LIST)
+IMAGES: Final = (*INTO, *BACK, E01, CHECKSUM)
+JOBS: Final = (*BACKUPS, *IMAGES)
