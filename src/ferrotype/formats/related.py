@@ -29,6 +29,7 @@ __all__ = ["MAX_DEPTH", "MAX_NAME", "Related"]
 
 MAX_DEPTH: Final = 200  # layers of a chain; each holds a file open
 MAX_NAME: Final = 4096  # bytes of a path (limits.h)
+MAX_COMPONENT: Final = 255  # bytes of each name in it
 _ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:")  # two letters or more: ``c:`` is a drive
 
 
@@ -47,7 +48,8 @@ class Related:
         self.path = path
         self.passphrase = passphrase  # asked for where an image is itself encrypted; None: the user gave none
         self._allowed = tuple(Path(os.path.realpath(one)) for one in allowed)
-        self._tree = Path(os.path.realpath(path)).parent if path is not None else None
+        # a link that the user named has two homes: its own folder, and that of what it leads to
+        self._trees = tuple(Path(os.path.realpath(folder)) for folder in _homes(path))
         self._patience = patience
         self._seen: tuple[tuple[int, int], ...] = (_identity(path),) if path is not None else ()
 
@@ -58,7 +60,7 @@ class Related:
 
     def exists(self, name: str, what: str) -> bool:
         """Whether the name leads to an allowed file.  Raises NotAllowed as ``file`` does."""
-        return self._resolve(name, what).exists()
+        return os.path.exists(self._resolve(name, what))
 
     def file(self, name: str, what: str) -> Source:
         """The regular file a name inside the image leads to; ``what`` it is, for messages.
@@ -69,12 +71,10 @@ class Related:
 
     def sibling(self, name: str, what: str) -> Source | None:
         """A file beside the image whose name ferrotype made up, such as the next segment; None: there is none."""
-        if self.path is None or os.sep in name:
+        if self.path is None or os.sep in name or not _is_name(name):
             return None
-        path = self.path.parent / name
-        if not path.exists():
-            return None
-        return self._open(self._checked(path, name, what), name, what)
+        path = self._beside(name)
+        return self._open(self._checked(path, name, what), name, what) if os.path.exists(path) else None
 
     def inside(self) -> Related:
         """The same for the files in the folder that ``path`` is: names are resolved in it, and lead no further."""
@@ -102,26 +102,31 @@ class Related:
                 raise InvalidImage(f"the chain of images has more than {MAX_DEPTH} layers")
             inner = Related.nothing()
             inner.path, inner.passphrase, inner._patience = path, self.passphrase, self._patience
-            inner._allowed, inner._tree, inner._seen = self._allowed, self._tree, (*self._seen, identity)
+            inner._allowed, inner._trees, inner._seen = self._allowed, self._trees, (*self._seen, identity)
             return open_file(file, inner, format)
         except BaseException:
             file.close()
             raise
 
     def _resolve(self, name: str, what: str) -> Path:
-        if not name or "\0" in name or len(os.fsencode(name)) > MAX_NAME:
+        if not _is_name(name):
             raise InvalidImage(f"the name of the {what} is no file name")
         if _ADDRESS.match(name):
             raise NotAllowed(f"the image names {name!r} as its {what}: an address inside an image is never opened")
         if self.path is None:
             raise NotAllowed(f"the image names {name!r} as its {what}, and only an image in a file may open others")
         absolute = os.path.isabs(name)
-        path = Path(name) if absolute else self.path.parent / name
+        path = Path(name) if absolute else self._beside(name)
         return self._checked(path, name, what, absolute=absolute)
+
+    def _beside(self, name: str) -> Path:
+        """The name in the folder of the image, or of what it is a link to where only that has it."""
+        places = [folder / name for folder in _homes(self.path)]
+        return next((place for place in places if os.path.exists(place)), places[0])
 
     def _checked(self, path: Path, name: str, what: str, *, absolute: bool = False) -> Path:
         real = Path(os.path.realpath(path))
-        inside = not absolute and self._tree is not None and real.is_relative_to(self._tree)
+        inside = not absolute and any(real.is_relative_to(tree) for tree in self._trees)
         if not inside and not any(real.is_relative_to(one) for one in self._allowed):
             raise NotAllowed(
                 f"the image names {name!r} as its {what}, which is outside its own folder; "
@@ -136,6 +141,21 @@ class Related:
             raise InvalidImage(f"the {what} {name!r} cannot be used: {error}") from None
         except DeviceError as error:
             raise DeviceError(f"the {what} {name!r} cannot be used: {error}") from error
+
+
+def _is_name(name: str) -> bool:
+    try:
+        octets = os.fsencode(name)
+    except UnicodeEncodeError:  # half of a pair of UTF-16
+        return False
+    longest = max(map(len, octets.split(b"/")))
+    return 0 < len(octets) <= MAX_NAME and longest <= MAX_COMPONENT and b"\0" not in octets
+
+
+def _homes(path: Path | None) -> list[Path]:
+    if path is None:
+        return []
+    return list(dict.fromkeys((path.parent, Path(os.path.realpath(path)).parent)))
 
 
 def _identity(path: Path) -> tuple[int, int]:
