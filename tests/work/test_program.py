@@ -29,7 +29,7 @@ READ = max(1, plan.BATCH / MiB)  # MiB of a disk that a worker reads in one call
 WRITTEN = max(1, restore._BATCH / MiB)  # MiB of a new disk that a worker writes in one call
 STEP = 2  # MiB of an image or of a new file that are written, or waited for, in one call
 WINDOW = max(1, READ_SIZE / MiB)  # MiB of a pack that are read and proven in one call
-CHUNK_SIZE = 1 / 8  # MiB
+CHUNK_SIZE = 1 / 16  # MiB
 PACK = 16  # MiB; for each there are a few small reads or a write more
 
 
@@ -78,7 +78,7 @@ BOUNDS: dict[str, tuple[float, float, float]] = {
     "verify": (1 / WINDOW + 5 / PACK, 0, MEMORY),
     "deep": (1 / CHUNK_SIZE + 1 / WINDOW + 8 / PACK, 0, MEMORY),
     "restore": (1 / WRITTEN + 2 / PACK, 1 / WRITTEN + 2 / PACK, 1 / STEP + MEMORY),
-    "checksum": (1 / CHUNK_SIZE + 2 / PACK, 0, MEMORY),  # of a snapshot: a lookup and a read for each chunk
+    "checksum": (1 + 2 / PACK, 0, MEMORY),  # of a snapshot: a read for the neighbouring frames of each leaf
 }
 
 

@@ -15,7 +15,7 @@ from ferrotype.errors import DeviceError, KeyRefused, Refused, UsageError
 from ferrotype.objects.container import Container
 from ferrotype.objects.memory import MemoryStore
 from ferrotype.objects.volumes import Opener, PosixFile
-from ferrotype.repository.config import DEFAULT_CHUNK, DEFAULT_LEVEL, DEFAULT_PACK
+from ferrotype.repository.config import DEFAULT_LEVEL, DEFAULT_PACK, default_chunk
 from ferrotype.repository.keys import Secret
 from ferrotype.repository.store import Repository
 
@@ -31,6 +31,7 @@ class ImageOptions:
     chunk_size: int | None = None
     pack_size: int | None = None
     encrypt: bool = False
+    disk_bytes: int = 0  # of what is to be backed up first, for choosing the chunk size
 
 
 @contextmanager
@@ -63,7 +64,7 @@ def open_or_create(
         repository = Repository.create(
             store,
             locked,
-            chunk_size=options.chunk_size or DEFAULT_CHUNK,
+            chunk_size=options.chunk_size or default_chunk(options.disk_bytes),
             pack_size=options.pack_size or DEFAULT_PACK,
             level=options.level,
         )

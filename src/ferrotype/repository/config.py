@@ -14,7 +14,10 @@ from ferrotype.repository.keys import MASTER_SIZE
 from ferrotype.units import KiB, MiB
 
 NAME: Final = "config"
-DEFAULT_CHUNK: Final = 128 * KiB
+DEFAULT_CHUNK: Final = 64 * KiB  # docs/format.md has the figures it was chosen by
+_LARGEST_DEFAULT: Final = MiB
+_MOST_CELLS: Final = 1 << 27  # of new disks, before chunks are made larger: maps and index take 100 bytes for each
+_UNSAID: Final = 128 * KiB  # what a configuration means that says nothing of it
 DEFAULT_PACK: Final = 16 * MiB
 DEFAULT_LEVEL: Final = 1
 
@@ -27,7 +30,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     created: Annotated[datetime, msgspec.Meta(tz=True)]
     encryption: Literal["none", "aes-256-gcm"]
     master: str | None = None  # base64; in the clear where nothing is encrypted, so that ids are still keyed
-    chunk_size: int = DEFAULT_CHUNK  # bytes; for new disks
+    chunk_size: int = _UNSAID  # bytes; for new disks
     pack_size: int = DEFAULT_PACK  # bytes a pack is filled to
     features: tuple[str, ...] = ()  # a reader that does not know one of them must refuse
 
@@ -53,6 +56,14 @@ class _Stamp(msgspec.Struct):
     version: int = 1
     features: tuple[str, ...] = ()
     encryption: str = "none"
+
+
+def default_chunk(disk_bytes: int) -> int:
+    """The chunk size of a new image for disks of so many bytes: 64 KiB up to 8 TiB, 128 up to 16, and so on."""
+    size = DEFAULT_CHUNK
+    while size < _LARGEST_DEFAULT and disk_bytes > size * _MOST_CELLS:
+        size *= 2
+    return size
 
 
 def new_config(*, master: bytes | None, chunk_size: int, pack_size: int) -> Config:

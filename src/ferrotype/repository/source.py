@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
 from ferrotype.block import Traits
-from ferrotype.errors import ReadError
+from ferrotype.errors import MissingChunk, ReadError
 from ferrotype.extents import ExtentMap, State
 from ferrotype.repository.chunkmap import ChunkMap
 from ferrotype.repository.sealing import ZERO_ID, ChunkId
@@ -19,7 +20,7 @@ from ferrotype.repository.store import Repository
 from ferrotype.units import MiB
 
 # Who made an image may have one page stand in its maps a million million times, so the work of one answer is bounded.
-_MOST_WORK: Final = 1 << 18  # map pages looked at for one map of extents: 32 TiB of data in chunks of 128 KiB
+_MOST_WORK: Final = 1 << 18  # map pages looked at for one map of extents: 16 TiB of data in chunks of 64 KiB
 _RUNS: Final = 16  # runs of data on a page that count as much as the page, since each takes 16 bytes
 _KEPT_MAPS: Final = 16  # each keeps up to 2 MiB of pages
 _KEPT_BYTES: Final = 32 * MiB  # decoded chunks kept
@@ -49,11 +50,42 @@ class SnapshotSource:
             first = (at - region.start) // self.disk.chunk_size
             last = (stop - 1 - region.start) // self.disk.chunk_size
             ids = chunk_map.ids(first, last - first + 1)
+            wanted = []
             for i, cell in enumerate(range(first, last + 1)):
                 start = region.start + cell * self.disk.chunk_size
                 low, high = max(at, start), min(stop, start + self.disk.chunk_size)
-                self._copy(ChunkId(ids[i].tobytes()), low - start, buf[low - offset : high - offset])
+                wanted.append((ChunkId(ids[i].tobytes()), low - start, buf[low - offset : high - offset]))
+            self._fill(wanted)
             at = stop
+
+    def _fill(self, wanted: list[tuple[ChunkId, int, memoryview]]) -> None:
+        """Fill each piece with what its chunk holds from some byte on; neighbours in a pack are read at once."""
+        missing = []
+        for chunk_id, skip, out in wanted:
+            if chunk_id == ZERO_ID:
+                out[:] = bytes(len(out))
+            elif (plain := self._known(chunk_id)) is not None:
+                self._copy(chunk_id, plain, skip, out)
+            else:
+                missing.append((chunk_id, skip, out))
+        if not missing:
+            return
+        places = self._located([chunk_id for chunk_id, _, _ in missing])
+        for (chunk_id, skip, out), plain in zip(missing, self.repository.chunks(places, self.disk), strict=True):
+            kept = plain[: self.disk.chunk_size]  # no more is kept than a cell takes
+            self._copy(chunk_id, kept, skip, out)
+            if len(out) < len(kept):  # its rest may be asked for next
+                self._keep_chunk(chunk_id, kept)
+
+    def _located(self, ids: list[ChunkId]) -> list[_Place]:
+        packs, offsets, lengths, names = self.repository.locate_many(np.array(ids, np.void(ids[0]).dtype))
+        places = []
+        columns = (ids, packs.tolist(), offsets.tolist(), lengths.tolist())
+        for chunk_id, pack, offset, stored in zip(*columns, strict=True):
+            if pack < 0:
+                raise self.repository.explained(MissingChunk(chunk_id), self.disk)
+            places.append(_Place(chunk_id, names[pack], offset, stored))
+        return places
 
     def extents(self, offset: int, length: int, /) -> ExtentMap:
         """ZERO and HOLE where the snapshot stores nothing.  What a very large map says last is left out: DATA."""
@@ -118,26 +150,30 @@ class SnapshotSource:
         low, high = np.concatenate(lows) * size + region.start, np.concatenate(highs) * size + region.start
         return ExtentMap.from_runs(start, stop - start, low, high, State.DATA, State.ZERO | State.HOLE), work
 
-    def _copy(self, chunk_id: ChunkId, skip: int, out: memoryview) -> None:
-        if chunk_id == ZERO_ID:
-            out[:] = bytes(len(out))
-            return
-        plain = self._chunk(chunk_id)
+    def _copy(self, chunk_id: ChunkId, plain: bytes, skip: int, out: memoryview) -> None:
         if skip + len(out) > len(plain):
             raise ReadError(self.disk.name, skip, len(out), f"chunk {chunk_id.hex()[:16]} is shorter than its place")
         out[:] = memoryview(plain)[skip : skip + len(out)]
 
-    def _chunk(self, chunk_id: ChunkId) -> bytes:
+    def _known(self, chunk_id: ChunkId) -> bytes | None:
         with self._lock:
             plain = self._kept.get(chunk_id)
             if plain is not None:
                 self._kept.move_to_end(chunk_id)
-                return plain
-        plain = self.repository.chunk(chunk_id, self.disk)[
-            : self.disk.chunk_size
-        ]  # no more is kept than a cell takes
+            return plain
+
+    def _keep_chunk(self, chunk_id: ChunkId, plain: bytes) -> None:
         with self._lock:
             self._kept[chunk_id] = plain
             while len(self._kept) > self._keep:
                 self._kept.popitem(last=False)
-        return plain
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A chunk, and where its frame stands."""
+
+    chunk_id: ChunkId
+    pack: str
+    offset: int
+    stored: int
