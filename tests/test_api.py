@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import ferrotype
-from ferrotype.errors import Cancelled, InvalidImage, KeyRefused, Refused, UsageError
+from ferrotype.errors import Cancelled, InvalidImage, KeyRefused, NotAllowed, Refused, UsageError
 from ferrotype.job import NullJob
 from ferrotype.units import MiB
 from tests.machine import run
@@ -87,6 +87,35 @@ def test_several_disks(disk: Path) -> None:
     with pytest.raises(UsageError, match="several disks"):
         ferrotype.checksum("a.ferro")
     assert ferrotype.checksum("a.ferro::latest/other.img") == ferrotype.checksum("other.img")
+
+
+def test_disk_images_of_other_programs(disk: Path) -> None:
+    Path("vm").mkdir()
+    Path("base.raw").write_bytes(disk.read_bytes())
+    done = ferrotype.convert(disk, "vm/vm.qcow2", compress=True, options={"cluster_size": "4KiB"})
+    assert (done.format, done.copied.disk_bytes) == ("qcow2", 8 * MiB)
+    assert ferrotype.compare(disk, "vm/vm.qcow2").identical
+    assert ferrotype.info("vm/vm.qcow2").container["unit"] == 4096
+    assert ferrotype.checksum("vm/vm.qcow2#1") == ferrotype.checksum(f"{disk}#1")
+    with pytest.raises(Refused, match="exists"):
+        ferrotype.convert(disk, "vm/vm.qcow2")
+    with pytest.raises(Refused, match="converted from"):
+        ferrotype.convert(disk, disk, overwrite=True)
+    ferrotype.convert(disk, "new.ferro", password="secret")
+    assert ferrotype.compare("new.ferro", disk, password="secret").identical
+    with Path("base.raw").open("r+b") as file:
+        file.seek(5 * MiB)
+        file.write(b"changed")
+    found = ferrotype.compare(disk, "base.raw", strict=True)
+    assert found.first_difference is not None
+    assert found.differences == [(5 * MiB, 512)]
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "../base.raw", "-F", "raw", "vm/top.qcow2", cwd=Path.cwd())
+    with pytest.raises(NotAllowed):
+        ferrotype.checksum("vm/top.qcow2")
+    assert ferrotype.checksum("vm/top.qcow2", related=["base.raw"]) == ferrotype.checksum("base.raw")
+    assert ferrotype.checksum("vm/vm.qcow2", format="raw") != ferrotype.checksum(disk)
+    ferrotype.backup("vm/top.qcow2", "a.ferro", related=["base.raw"], all_sectors=True)
+    assert ferrotype.compare("a.ferro", "base.raw").identical
 
 
 def test_what_goes_wrong(disk: Path) -> None:

@@ -11,12 +11,26 @@ from typing import TYPE_CHECKING
 from ferrotype.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from ferrotype.api import backup, checksum, copy, info, list_snapshots, open_disk, restore, salvage, verify
+    from ferrotype.api import (
+        backup,
+        checksum,
+        compare,
+        convert,
+        copy,
+        info,
+        list_snapshots,
+        open_disk,
+        restore,
+        salvage,
+        verify,
+    )
 
 __all__ = [
     "__version__",
     "backup",
     "checksum",
+    "compare",
+    "convert",
     "copy",
     "info",
     "list_snapshots",

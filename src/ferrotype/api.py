@@ -8,6 +8,12 @@
     with ferrotype.open_disk("laptop.ferro::latest#2", password="correct horse") as source:
         source.read_into(0, memoryview(buffer))
     ferrotype.restore("laptop.ferro", "/dev/sdb", password="correct horse", overwrite=True)
+    ferrotype.convert("vm.vmdk", "vm.qcow2", compress=True)
+    assert ferrotype.compare("vm.vmdk", "vm.qcow2").identical
+
+A reference is what the command line takes: a device, a disk image in any format, an address nbd://..., a disk of a
+backup.  ``format`` names the format of a file whatever it shows; ``related`` names files and folders that a disk
+image may open (parents, extents) besides those beside it.
 
 Errors are those of ``ferrotype.errors``.  ``job`` takes progress, warnings and cancellation; see ``ferrotype.job``.
 """
@@ -15,7 +21,7 @@ Errors are those of ``ferrotype.errors``.  ``job`` takes progress, warnings and 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +29,7 @@ from pathlib import Path
 from ferrotype.block import Source
 from ferrotype.engine import backup as _backup
 from ferrotype.engine import checksum as _checksum
+from ferrotype.engine import compare as _compare
 from ferrotype.engine import copy as _copy
 from ferrotype.engine import info as _info
 from ferrotype.engine import opening, references
@@ -30,10 +37,11 @@ from ferrotype.engine import restore as _restore
 from ferrotype.engine import salvage as _salvage
 from ferrotype.engine import turns as _turns
 from ferrotype.engine import verify as _verify
+from ferrotype.engine import writing as _writing
 from ferrotype.engine.images import ImageOptions, open_or_create, open_or_twin
 from ferrotype.engine.sources import as_text, named_source
 from ferrotype.engine.space import check_restore
-from ferrotype.engine.targets import image_files, open_target, refuse_harm
+from ferrotype.engine.targets import open_target, refuse_harm
 from ferrotype.errors import KeyRefused, Refused
 from ferrotype.job import Job, NullJob
 from ferrotype.repository.keys import Secret
@@ -55,6 +63,8 @@ def backup(
     tags: Sequence[str] = (),
     split: int = 0,
     verify_after: bool = False,
+    format: str | None = None,
+    related: Sequence[PathLike] = (),
     job: Job | None = None,
 ) -> Snapshot:
     """Back up one or several disks into an image, which is made (encrypted, with a ``password``) if it is not there.
@@ -66,10 +76,15 @@ def backup(
     sources = [source] if isinstance(source, str | os.PathLike) else list(source)
     path = Path(image)
     exists = path.exists()
-    options = ImageOptions(level, split=0 if exists else split, encrypt=password is not None and not exists)
     with ExitStack() as stack:
-        access = replace(_access(password), secret_given=False)  # it is for the image
+        access = replace(_access(password, format, related), secret_given=False)  # it is for the image
         named = [named_source(os.fspath(one), path, access, stack, job) for one in sources]
+        options = ImageOptions(
+            level,
+            split=0 if exists else split,
+            encrypt=password is not None and not exists,
+            disk_bytes=sum(one.source.size for one in named),
+        )
         repository = stack.enter_context(
             open_or_create(
                 path,
@@ -104,7 +119,7 @@ def restore(
     path = Path(target)
     with references.open_disk(os.fspath(reference), _access(password), job) as disk:
         part = disk.part
-        refuse_harm(path, image_files(disk.reference.path))
+        refuse_harm(path, disk.files)
         if path.exists() and not overwrite:
             raise Refused(f"{path} exists and would be overwritten")
         in_place = path.is_block_device() or (delta and path.exists())
@@ -115,10 +130,85 @@ def restore(
             return _restore.restore(part, opened.sink, options, job, target=opened.source)
 
 
+def convert(
+    reference: PathLike,
+    out: PathLike,
+    *,
+    output_format: str | None = None,
+    compress: bool = False,
+    options: Mapping[str, str] | None = None,
+    backing: PathLike | None = None,
+    backing_format: str | None = None,
+    overwrite: bool = False,
+    password: str | None = None,
+    format: str | None = None,
+    related: Sequence[PathLike] = (),
+    job: Job | None = None,
+) -> _writing.Written:
+    """Write a disk as a disk image in the format of ``out``'s suffix, or in ``output_format``.
+
+    ``options`` are those of ``convert -o``.  With ``backing``, a name relative to ``out``'s folder, only what differs
+    from that file is stored.  A ``password`` encrypts a new backup image.  Raises Refused where ``out`` exists and
+    ``overwrite`` is not set, or is what is read.
+    """
+    path = Path(out)
+    chosen = _writing.chosen_format(path, output_format)
+    access = _access(password, format, related)
+    secret = None
+    if chosen == "ferro" and password is not None:
+        access, secret = replace(access, secret_given=False), _secret(password, path)
+    wanted = _writing.NewImage(
+        path,
+        chosen,
+        compress,
+        _writing.parse_options(chosen, [f"{name}={value}" for name, value in (options or {}).items()]),
+        None if backing is None else Path(backing),
+        backing_format,
+        overwrite,
+        secret=secret,
+    )
+    job = job or NullJob()
+    with references.open_disk(os.fspath(reference), access, job) as disk:
+        return _writing.write_image(disk, wanted, job)
+
+
+def compare(
+    reference: PathLike,
+    other: PathLike,
+    *,
+    strict: bool = False,
+    password: str | None = None,
+    format: str | None = None,
+    other_format: str | None = None,
+    related: Sequence[PathLike] = (),
+    job: Job | None = None,
+) -> _compare.Comparison:
+    """Whether two disks hold the same bytes, and where not.
+
+    What one of them has more must be zeros.  If ``strict``, sizes and what is known to be zeros count, too.
+    """
+    job = job or NullJob()
+    one = replace(_access(password, format, related), secret_given=False)  # one of them may need it
+    two = replace(one, format=other_format or format)
+    with (
+        references.open_disk(os.fspath(reference), one, job) as first,
+        references.open_disk(os.fspath(other), two, job) as second,
+    ):
+        return _compare.compare(first.source, second.source, job, strict=strict)
+
+
 @contextmanager
-def open_disk(reference: PathLike, *, password: str | None = None, job: Job | None = None) -> Iterator[Source]:
+def open_disk(
+    reference: PathLike,
+    *,
+    password: str | None = None,
+    format: str | None = None,
+    related: Sequence[PathLike] = (),
+    job: Job | None = None,
+) -> Iterator[Source]:
     """A device, a disk image, a disk or a partition of a backup, as a Source: random access by offset."""
-    with references.open_disk(os.fspath(reference), _access(password), job or NullJob()) as disk:
+    access = _access(password, format, related)
+    with references.open_disk(os.fspath(reference), access, job or NullJob()) as disk:
         yield disk.source
 
 
@@ -170,7 +260,7 @@ def copy(
         open_or_twin(
             Path(target),
             repository,
-            image_files(path),
+            opening.image_files(path),
             theirs.secret,
             secret_given=password is not None,
             split=split,
@@ -202,22 +292,41 @@ def salvage(
     )
 
 
-def checksum(reference: PathLike, *, password: str | None = None, job: Job | None = None) -> str:
+def checksum(
+    reference: PathLike,
+    *,
+    password: str | None = None,
+    format: str | None = None,
+    related: Sequence[PathLike] = (),
+    job: Job | None = None,
+) -> str:
     """The content hash of a disk, 64 hex digits: the same for the same bytes wherever they are kept."""
     job = job or NullJob()
-    with references.open_disk(os.fspath(reference), _access(password), job) as disk:
+    with references.open_disk(os.fspath(reference), _access(password, format, related), job) as disk:
         return _checksum.checksum(disk.source, job)
 
 
-def info(reference: PathLike, *, password: str | None = None, job: Job | None = None) -> _info.DiskInfo:
-    """Partition table, volumes and allocation map of a disk."""
+def info(
+    reference: PathLike,
+    *,
+    password: str | None = None,
+    format: str | None = None,
+    related: Sequence[PathLike] = (),
+    job: Job | None = None,
+) -> _info.DiskInfo:
+    """Partition table, volumes and allocation map of a disk, and what its container says of it."""
     job = job or NullJob()
-    with references.open_disk(os.fspath(reference), _access(password), job) as disk:
+    with references.open_disk(os.fspath(reference), _access(password, format, related), job) as disk:
         return _info.disk_info(disk, job)
 
 
-def _access(password: str | None) -> references.Access:
-    return references.Access(lambda path: _secret(password, path), secret_given=password is not None)
+def _access(password: str | None, format: str | None = None, related: Sequence[PathLike] = ()) -> references.Access:
+    return references.Access(
+        lambda path: _secret(password, path),
+        format,
+        tuple(Path(one) for one in related),
+        secret_given=password is not None,
+    )
 
 
 def _image(image: PathLike, password: str | None) -> Repository:

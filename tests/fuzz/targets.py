@@ -25,7 +25,7 @@ from ferrotype.units import format_size, parse_size
 from ferrotype.volumes import apm, gpt, mbr
 from ferrotype.volumes.relocate import moved_backup
 from ferrotype.volumes.scan import scan
-from tests.fuzz import hostile, mending, mutate, seeds
+from tests.fuzz import hostile, images, mending, mutate, seeds
 from tests.fuzz.sparse import Sparse, SparseDisk
 
 Seeds = Callable[[], tuple[bytes, ...]]
@@ -163,6 +163,15 @@ TARGETS: Final[dict[str, Target]] = {
         ),
         _disks("identify", _identify, _every_filesystem, "other"),
         _disks("survey", _survey, seeds.whole_disks, "table", mending.gpt),
+        *(
+            Target(
+                f"image-{name}",
+                partial(images.run, name),
+                partial(images.seeds, name),
+                partial(mutate.disk, mend=images.mend(name)),
+            )
+            for name in images.NAMES
+        ),
         Target("reference", _reference, lambda: _TEXTS, mutate.text),
         Target("size", _size, lambda: _SIZES, mutate.text),
         Target("config", partial(_record, decode_config), hostile.configs, mutate.text),

@@ -15,6 +15,9 @@ EXECUTIONS = {  # as many as take about two seconds; the rest of the work is don
     "exfat": 400, "identify": 700, "survey": 300, "reference": 10_000, "size": 20_000, "config": 20_000,
     "slot": 20_000, "snapshot": 20_000, "spare": 10_000, "lock": 5000, "container": 150, "salvage": 60,
     "writer": 80, "repository": 60, "objects": 200,
+    "image-aff4": 30, "image-bochs": 500, "image-dmg": 150, "image-ewf": 25, "image-ntfsclone": 40,
+    "image-parallels": 400, "image-partclone": 60, "image-qcow": 150, "image-qcow2": 150, "image-qed": 150,
+    "image-vdi": 200, "image-vhd": 400, "image-vhdx": 80, "image-vmdk": 400, "image-wim": 300,
 }  # fmt: skip
 
 

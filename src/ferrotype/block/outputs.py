@@ -8,11 +8,13 @@ Every file stands under a hidden temporary name until ``commit``; leaving the bl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
 from ferrotype.block.file import FileSink
+from ferrotype.block.inventory import same_storage
 from ferrotype.errors import Refused
 from ferrotype.stall import Patience
 
@@ -22,10 +24,13 @@ __all__ = ["Outputs"]
 class Outputs:
     """Makes the files of one output.  ``path`` is the name the user gave."""
 
-    def __init__(self, path: Path, *, replace: bool = False, patience: Patience | None = None) -> None:
-        """With ``replace`` files that exist are replaced, when the new ones are complete."""
+    def __init__(
+        self, path: Path, *, replace: bool = False, spared: Sequence[Path] = (), patience: Patience | None = None
+    ) -> None:
+        """With ``replace`` files that exist are replaced, when the new ones are complete; never those ``spared``."""
         self.path = path
         self._replace = replace
+        self._spared = spared
         self._patience = patience
         self._files: list[FileSink] = []
 
@@ -37,6 +42,8 @@ class Outputs:
         target = self.path if path is None else path
         if any(file.path == target for file in self._files):
             raise Refused(f"{target} would be written twice by one output")
+        if any(same_storage(target, one) for one in self._spared):
+            raise Refused(f"{target} is part of what is being read; nothing was overwritten")
         file = FileSink.create(
             target, size, sector_size, replace=self._replace and target.exists(), patience=self._patience
         )

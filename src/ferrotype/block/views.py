@@ -16,13 +16,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import accumulate
+from typing import NamedTuple
 
 from ferrotype.block import Sink, Source, Traits
 from ferrotype.block.file import check_read, check_write
 from ferrotype.errors import InvalidImage, ReadError
 from ferrotype.extents import ExtentMap, State, overlay
 
-__all__ = ["Concat", "Overlay", "SinkSlice", "Slice"]
+__all__ = ["Concat", "Overlay", "Part", "SinkSlice", "Slice"]
+
+
+class Part(NamedTuple):
+    """A range of what a view is made of; ``shift`` added to an offset there is the view's."""
+
+    source: Source
+    offset: int
+    length: int
+    shift: int
 
 
 @contextmanager
@@ -71,6 +81,10 @@ class Slice:
         check_read("slice", self._size, offset, length)
         return self._source.extents(self._start + offset, length).shift(-self._start)
 
+    def parts(self, offset: int, length: int) -> Iterator[Part]:
+        """What a range stands on."""
+        yield Part(self._source, self._start + offset, length, -self._start)
+
     def close(self) -> None:
         pass
 
@@ -117,6 +131,11 @@ class Concat:
             s.extents(start - base, stop - start).shift(base) for s, base, start, stop in self._pieces(offset, length)
         ]
         return ExtentMap.concat(maps) if maps else ExtentMap.uniform(offset, 0)
+
+    def parts(self, offset: int, length: int) -> Iterator[Part]:
+        """What a range stands on."""
+        for source, base, start, stop in self._pieces(offset, length):
+            yield Part(source, start - base, stop - start, base)
 
     def close(self) -> None:
         _close_all(self._closing)

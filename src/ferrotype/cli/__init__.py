@@ -24,6 +24,7 @@ VERBS: Final[dict[str, str]] = {
     "list": "The snapshots of an image.",
     "restore": "Write a disk or a partition back.",
     "verify": "Prove that every stored byte is what was written.",
+    "compare": "Are two disks the same? Where not?",
     "checksum": "One content hash of a disk, the same wherever it is kept.",
     "convert": "Write a disk as a disk image of another format.",
     "forget": "Drop snapshots, by rule or by name.",

@@ -65,10 +65,15 @@ def command(
         from ferrotype.engine.space import free_for, warn_of_estimate
 
         access = replace(opening.access(frame), secret_given=False)  # it is for IMAGE
-        wanted = ImageOptions(
-            level, split or 0, chunk_size, pack_size, encrypt or (not image.exists() and frame.secret_given)
-        )
         named = [named_source(text, image, access, stack, job) for text in sources]
+        wanted = ImageOptions(
+            level,
+            split or 0,
+            chunk_size,
+            pack_size,
+            encrypt or (not image.exists() and frame.secret_given),
+            sum(one.source.size for one in named),
+        )
         repository = stack.enter_context(
             open_or_create(
                 image,

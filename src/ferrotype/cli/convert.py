@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -22,6 +23,7 @@ from ferrotype.units import format_size
 @click.option("-B", "--backing", type=IMAGE, help="Make OUT over this file: only what differs from it is stored.")
 @click.option("--backing-format", metavar="FORMAT", help="Format of the backing file.")
 @click.option("--force", is_flag=True, help="Replace OUT where it exists.")
+@click.option("-n", "--dry-run", is_flag=True, help="Say what would be read and written; write nothing.")
 @access_options
 @options
 def command(
@@ -34,6 +36,7 @@ def command(
     backing: Path | None,
     backing_format: str | None,
     force: bool,
+    dry_run: bool,
     opening: Opening,
 ) -> None:
     """Write the disk REF, whatever it is kept in, to OUT as a disk image of another kind.
@@ -43,16 +46,37 @@ def command(
     """
     with frame.run() as job:
         from ferrotype.engine.references import open_disk
-        from ferrotype.engine.writing import NewImage, chosen_format, options_help, parse_options, write_image
+        from ferrotype.engine.writing import (
+            NewImage,
+            check_image,
+            chosen_format,
+            options_help,
+            parse_options,
+            write_image,
+        )
+        from ferrotype.extents import State
 
         format = chosen_format(out, output_format)
         if "help" in texts:
-            click.echo(options_help(format))
+            frame.show({"format": format, "options": options_help(format).splitlines()}, options_help(format))
             return
-        wanted = NewImage(
-            out, format, compress, parse_options(format, texts), backing, backing_format, force, frame.patience
-        )
-        with open_disk(ref, opening.access(frame), job) as disk:
+        access = opening.access(frame)
+        secret = None
+        if format == "ferro" and frame.secret_given:  # it is for OUT as well
+            access, secret = replace(access, secret_given=False), frame.new_secret(out)
+        chosen = parse_options(format, texts)
+        wanted = NewImage(out, format, compress, chosen, backing, backing_format, force, frame.patience, secret)
+        with open_disk(ref, access, job) as disk:
+            if dry_run:
+                check_image(disk, wanted)
+                size = disk.source.size
+                read = size - disk.source.extents(0, size).total(State.ZERO)
+                frame.show(
+                    {"dry_run": True, "format": format, "disk_bytes": size, "read_bytes": read},
+                    f"would read {format_size(read)} of {format_size(size)} and write {out} as {format}; "
+                    "nothing was written",
+                )
+                return
             done = write_image(disk, wanted, job)
         document: dict[str, object] = {
             "format": format,

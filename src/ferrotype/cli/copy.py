@@ -42,7 +42,7 @@ def command(
         from ferrotype.engine.copy import chosen, copy
         from ferrotype.engine.images import open_or_twin
         from ferrotype.engine.opening import open_image
-        from ferrotype.engine.targets import image_files
+        from ferrotype.engine.opening import image_files
         from ferrotype.errors import UsageError
 
         if target_password_file and target_key_file:

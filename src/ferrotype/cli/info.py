@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from ferrotype.cli.access import Opening, access_options
 from ferrotype.cli.frame import REFERENCE, Frame, options
 from ferrotype.units import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ferrotype.engine.info import DiskInfo
+    from ferrotype.formats import Tree
 
 
 @click.command("info")
@@ -19,8 +27,15 @@ def command(frame: Frame, ref: str, opening: Opening) -> None:
         from ferrotype.cli.drawing import disk_bar, volume_rows
         from ferrotype.engine.info import disk_info
         from ferrotype.engine.references import open_disk
+        from ferrotype.engine.trees import as_json, tree_behind
         from ferrotype.extents import State
 
+        with tree_behind(ref, opening.access(frame)) as tree:
+            if tree is not None:
+                for warning in tree.warnings:
+                    job.warn(f"{ref}: {warning}")
+                frame.show(as_json(tree), "\n".join((f"{ref}: {tree.format}, files and no disk", *_said_of(tree))))
+                return
         with open_disk(ref, opening.access(frame), job) as disk:
             info = disk_info(disk, job)
         survey = info.survey
@@ -37,4 +52,35 @@ def command(frame: Frame, ref: str, opening: Opening) -> None:
         tail = (
             f"{format_size(kept)} to keep, {format_size(free)} free in file systems, {format_size(zero)} known zeros"
         )
-        frame.show(document, "\n".join((head, disk_bar(survey), volume_rows(survey), tail)))
+        frame.show(document, "\n".join((head, *_container(info), disk_bar(survey), volume_rows(survey), tail)))
+
+
+def _said_of(tree: Tree) -> Iterator[str]:
+    """The facts of an image that holds files; a line for each image in it."""
+    for name, value in tree.facts.items():
+        if isinstance(value, list):
+            for row in value:
+                yield f"  {_said(row)}"
+        elif value not in (None, ""):
+            yield f"{name}: {_said(value)}"
+
+
+def _container(info: DiskInfo) -> Iterator[str]:
+    """What the files are that a disk image stands in."""
+    if info.stored_size is not None and info.format != "device":
+        yield f"stored in {format_size(info.stored_size)}"
+    known = [(name, value) for name, value in info.container.items() if value not in (None, False, "", [], {})]
+    if known:
+        yield "; ".join(f"{name}: {_said(value)}" for name, value in known)
+    for name, digits in info.hashes.items():
+        yield f"{name} {digits} is stated for the disk"
+    if info.disks:
+        yield f"further disks in it: {', '.join(info.disks)}"
+
+
+def _said(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_said(inner)}" for name, inner in value.items() if inner is not None)
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_said, value))
+    return "yes" if value is True else str(value)

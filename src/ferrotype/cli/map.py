@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import click
 
 from ferrotype.cli.access import Opening, access_options
@@ -15,14 +17,20 @@ from ferrotype.cli.frame import REFERENCE, Frame, options
 def command(frame: Frame, ref: str, opening: Opening) -> None:
     """The allocation map of REF: which bytes hold data, which are zero, which no file system uses."""
     with frame.run() as job:
-        from ferrotype.engine.info import disk_info, extents_json
+        from ferrotype.engine.info import disk_map
         from ferrotype.engine.references import open_disk
 
         with open_disk(ref, opening.access(frame), job) as disk:
-            survey = disk_info(disk, job).survey
-        extents = extents_json(survey)
-        lines = [f"{'start':>16} {'length':>16}  what"]
-        for extent in extents:
-            words = [word for word in ("data", "zero", "free") if extent[word]] or ["hole"]
-            lines.append(f"{extent['start']:>16} {extent['length']:>16}  {' '.join(words)}")
-        frame.show({"extents": extents}, "\n".join(lines))
+            extents = disk_map(disk, job)
+        frame.show({"extents": extents}, lambda: "\n".join(_lines(extents)))
+
+
+def _lines(extents: list[dict[str, object]]) -> Iterator[str]:
+    yield f"{'start':>16} {'length':>16}  what"
+    for extent in extents:
+        words = [word for word in ("data", "zero", "free", "compressed") if extent.get(word)] or ["hole"]
+        if extent.get("offset") is not None:
+            words.append(f"at {extent['offset']}")
+        if extent.get("depth"):
+            words.append(f"in layer {extent['depth']} below")
+        yield f"{extent['start']:>16} {extent['length']:>16}  {' '.join(words)}"

@@ -14,6 +14,7 @@ from ferrotype.units import format_size
 
 if TYPE_CHECKING:
     from ferrotype.engine.references import OpenDisk
+    from ferrotype.engine.writing import Written
 
 
 @click.command("restore")
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 @click.option("--delta", is_flag=True, help="Read TARGET first and write only what differs.")
 @click.option("--no-blank", is_flag=True, help="TARGET is known to be all zeros: do not zero it.")
 @click.option("-n", "--dry-run", is_flag=True, help="Say what would be written; write nothing.")
+@click.option("-O", "--output-format", metavar="FORMAT", help="Make TARGET a disk image of this format.")
+@click.option("-c", "--compress", is_flag=True, help="The compressed kind of the format.")
+@click.option(
+    "-o", "--option", "texts", multiple=True, metavar="NAME=VALUE", help="An option of the format; help: lists them."
+)
 @access_options
 @options
 def command(
@@ -33,26 +39,53 @@ def command(
     delta: bool,
     no_blank: bool,
     dry_run: bool,
+    output_format: str | None,
+    compress: bool,
+    texts: tuple[str, ...],
     opening: Opening,
 ) -> None:
     """Write a disk of a backup, or one partition of it (REF#2), to TARGET: a disk, a partition or a file.
 
+    A new file is a disk image of the format that its suffix (.qcow2 .vhdx .E01 ...) or -O says, else a raw disk.
     Everything on the target is overwritten.  A target that is mounted, in use, too small, of another sector size, or
     that holds the image is refused.
     """
     with frame.run() as job:
         from ferrotype.engine.references import open_disk
-        from ferrotype.engine.restore import RestoreOptions, check_target, restore
+        from ferrotype.engine.restore import RestoreOptions, check_target, restore, say_what_was_lost
         from ferrotype.engine.space import check_restore
-        from ferrotype.engine.targets import check_fits, image_files, open_target, refuse_harm
+        from ferrotype.engine.targets import check_fits, open_target, refuse_harm
+        from ferrotype.engine.writing import NewImage, check_image, options_help, parse_options, write_image
+        from ferrotype.errors import UsageError
 
+        format = _format(target, output_format, whole=bool(compress or texts))
+        if format is not None and (delta or no_blank):
+            raise UsageError(f"--delta and --no-blank are for raw disks; {target} would be a new {format} image")
+        if format is not None and "help" in texts:
+            frame.show({"format": format, "options": options_help(format).splitlines()}, options_help(format))
+            return
+        chosen_options = parse_options(format, texts) if format is not None else {}
         with open_disk(ref, opening.access(frame), job) as disk:
             part = disk.part
+            if format is not None:
+                wanted = NewImage(
+                    target, format, compress, chosen_options, replace=target.exists(), patience=frame.patience
+                )
+                check_image(disk, wanted, "restored")
+                if format == "ferro":
+                    raise UsageError(f"{target}: a backup goes into another image with copy, a disk with convert")
+                if not force and not dry_run and target.exists():
+                    _ask(frame, target, disk)
+                if not dry_run:
+                    say_what_was_lost(part, job)
+                    written = write_image(disk, wanted, job)
+                    frame.show(*_written(target, written))
+                    return
             in_place = target.is_block_device() or (delta and target.exists())
-            refuse_harm(target, image_files(disk.reference.path))
+            refuse_harm(target, disk.files)
             if in_place:
                 check_fits(part, target)
-            else:
+            elif format is None:
                 check_restore(part, target)
             if not force and not dry_run and target.exists():
                 _ask(frame, target, disk)
@@ -82,6 +115,39 @@ def command(
         text += f", {format_size(done.kept_bytes)} was right already" if delta else ""
         text += "; the backup partition table was moved to the end of the larger disk" if done.table_moved else ""
         frame.show(document, text)
+
+
+def _format(target: Path, named: str | None, *, whole: bool) -> str | None:
+    """The format of the disk image that the target is to be; None: it is written as it is, raw or a device."""
+    from ferrotype.engine.writing import chosen_format
+    from ferrotype.errors import UsageError
+    from ferrotype.formats.registry import FORMATS, format_of_suffix
+
+    if target.is_block_device():
+        if named not in (None, "raw") or whole:
+            raise UsageError(f"{target} is a device, which holds no image of another format")
+        return None
+    if named is None and not whole:
+        found = format_of_suffix(target)
+        return found if found != "raw" and found is not None and FORMATS[found].writable else None
+    format = chosen_format(target, named)
+    return None if format == "raw" and not whole else format
+
+
+def _written(target: Path, done: Written) -> tuple[dict[str, object], str]:
+    copied = done.copied
+    document: dict[str, object] = {
+        "format": done.format,
+        "disk_bytes": copied.disk_bytes,
+        "written_bytes": copied.written_bytes,
+        "zeroed_bytes": 0,
+        "kept_bytes": 0,
+        "table_moved": False,
+        "stored_bytes": done.stored_bytes,
+        "seconds": round(copied.seconds, 3),
+    }
+    text = f"restored {format_size(copied.disk_bytes)} to {target} as {done.format} in {copied.seconds:.1f} s: "
+    return document, text + f"{format_size(done.stored_bytes)} stored"
 
 
 def _ask(frame: Frame, target: Path, disk: OpenDisk) -> None:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from ferrotype.cli import exits
+from ferrotype.cli.access import Opening, access_options
 from ferrotype.cli.frame import IMAGE, SHARE, Frame, options
+from ferrotype.errors import UsageError
 from ferrotype.units import format_size
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from ferrotype.engine.damage import Damage
     from ferrotype.engine.turns import Progress
     from ferrotype.engine.verify import VerifyResult
+    from ferrotype.job import Job
 
 _NAMED: Final = 20  # files shown of each range; the JSON document has them all
 
@@ -27,10 +30,19 @@ _NAMED: Final = 20  # files shown of each range; the JSON document has them all
 @click.option("--deep", is_flag=True, help="Decode everything and prove the plaintext.")
 @click.option("--sample", type=SHARE, default="100%", show_default=True, help="Check a share of the packs.")
 @click.option("--since-last", is_flag=True, help="Go on where the last such run ended, instead of at random.")
+@access_options
 @options
-def command(frame: Frame, image: Path, deep: bool, sample: float, since_last: bool) -> None:
-    """Prove that every stored byte of IMAGE is what was written; exit code 1 if not, and what is hit."""
+def command(frame: Frame, image: Path, deep: bool, sample: float, since_last: bool, opening: Opening) -> None:
+    """Prove that every stored byte of IMAGE is what was written; exit code 1 if not, and what is hit.
+
+    Disk images of other software are held against the checksums that they carry themselves (E01, DMG ...).
+    """
     with frame.run() as job:
+        if _is_foreign(image, opening):
+            if deep or sample < 1 or since_last:
+                raise UsageError(f"{image} is no backup, and is always checked as a whole")
+            _check(frame, image, opening, job)
+            return
         from ferrotype.engine.turns import state_file
         from ferrotype.engine.verify import VerifyOptions, verify
 
@@ -41,6 +53,22 @@ def command(frame: Frame, image: Path, deep: bool, sample: float, since_last: bo
         if not result.ok:
             frame.code = exits.NO
         frame.show(_document(result), "\n".join(_lines(image, result, names, deep=deep)))
+
+
+def _is_foreign(image: Path, opening: Opening) -> bool:
+    from ferrotype.engine.check import is_foreign
+
+    return opening.format not in (None, "ferro") or (opening.format is None and is_foreign(image))
+
+
+def _check(frame: Frame, image: Path, opening: Opening, job: Job) -> None:
+    from ferrotype.engine.check import check
+
+    result = check(str(image), opening.access(frame), job)
+    if not result.ok:
+        frame.code = exits.NO
+    end = f"{image}: {format_size(result.checked_bytes)} checked: " + ("no damage" if result.ok else "DAMAGED")
+    frame.show(result.as_json(), "\n".join([*result.damaged, end]))
 
 
 def _state_folder() -> Path:

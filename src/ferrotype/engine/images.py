@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from ferrotype.block.inventory import same_storage
-from ferrotype.engine.opening import SecretSource, open_image
-from ferrotype.engine.targets import image_files
+from ferrotype.engine.opening import SecretSource, image_files, open_image
 from ferrotype.errors import DeviceError, KeyRefused, Refused, UsageError
 from ferrotype.objects.container import Container
 from ferrotype.objects.memory import MemoryStore

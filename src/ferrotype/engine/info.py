@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
 
 from ferrotype.engine.references import OpenDisk
 from ferrotype.engine.survey import Survey, survey
-from ferrotype.extents import State
+from ferrotype.extents import Extent, State
+from ferrotype.formats.mapped import Kind, Run, runs_of
 from ferrotype.job import Job
 
 
 @dataclass(frozen=True, slots=True)
 class DiskInfo:
-    """A disk and its survey."""
+    """A disk and its survey, and of a disk image what its container says."""
 
     format: str
     survey: Survey
+    stored_size: int | None = None  # bytes that its files take up; None: it stands in none
+    container: Mapping[str, object] = field(default_factory=dict)  # ``Image.facts``
+    hashes: Mapping[str, str] = field(default_factory=dict)  # of the whole disk, as the container states them
+    disks: tuple[str, ...] = ()  # further disks in the container
 
     def as_json(self) -> dict[str, object]:
         s = self.survey
         return {
             "format": self.format,
             "virtual_size": s.size,
+            "stored_size": self.stored_size,
             "sector_size": s.sector_size,
+            "container": dict(self.container),
+            "hashes": dict(self.hashes),
+            "disks": list(self.disks),
             "table": s.table.kind if s.table else None,
             "disk_id": s.table.disk_id if s.table else None,
             "volumes": [volume.as_json() for volume in s.volumes],
@@ -39,21 +52,85 @@ def disk_info(disk: OpenDisk, job: Job) -> DiskInfo:
         job.warn(sentence)
     for sentence in [*surveyed.told.unclean, *surveyed.told.notes]:
         job.note(sentence)
-    return DiskInfo(disk.format, surveyed)
+    image = disk.image
+    if image is None:
+        return DiskInfo(disk.format, surveyed, _stored_size(disk))
+    return DiskInfo(disk.format, surveyed, _stored_size(disk), image.facts, image.hashes, tuple(image.disks))
 
 
-def extents_json(surveyed: Survey) -> list[dict[str, object]]:
+def _stored_size(disk: OpenDisk) -> int | None:
+    """Bytes that the files of a disk take up on their medium."""
+    states = {}
+    for path in disk.files:
+        try:
+            status = os.stat(path)
+        except OSError:  # removed meanwhile
+            continue
+        if stat.S_ISREG(status.st_mode):
+            states[status.st_dev, status.st_ino] = status.st_blocks * 512
+    return sum(states.values()) if states else None
+
+
+# ---------------------------------------------------------------------- the allocation map
+
+
+def disk_map(disk: OpenDisk, job: Job) -> list[dict[str, object]]:
+    """The allocation map of a disk, as ``extents_json`` says it; of a disk image with where each extent stands."""
+    surveyed = disk_info(disk, job).survey
+    return extents_json(surveyed, runs_of(disk.source, 0, surveyed.size) if disk.image is not None else ())
+
+
+def extents_json(surveyed: Survey, runs: Iterable[Run] = ()) -> list[dict[str, object]]:
     """The allocation map, ascending and complete.
 
     ``data``: the source stores bytes here; ``zero``: it is known to read as zeros; ``free``: no file system uses it.
+    Given the runs of the whole disk, also ``depth``: 0 where the image itself says what is here, 1 where its parent
+    does ...; ``present``: the one that says so has an entry for it; ``compressed``; and ``offset`` in its file, where
+    bytes stand there as they are.
     """
-    return [
-        {
-            "start": extent.start,
-            "length": extent.length,
-            "data": not extent.state & State.HOLE,
-            "zero": bool(extent.state & State.ZERO),
-            "free": bool(extent.state & State.FREE),
+    rows: list[dict[str, object]] = []
+    for start, end, state, run in _pieces(surveyed.extents, iter(runs)):
+        row: dict[str, object] = {
+            "start": start,
+            "length": end - start,
+            "data": not state & (State.HOLE | State.ZERO),
+            "zero": bool(state & State.ZERO),
+            "free": bool(state & State.FREE),
         }
-        for extent in surveyed.extents
-    ]
+        if run is not None:
+            row["depth"] = run.depth
+            row["present"] = run.kind != Kind.HOLE
+            row["compressed"] = run.kind == Kind.PACKED
+            if run.place is not None:
+                row["offset"] = run.place + start - run.start
+        if rows and _goes_on(rows[-1], row):
+            rows[-1]["length"] = end - int(str(rows[-1]["start"]))
+        else:
+            rows.append(row)
+    return rows
+
+
+def _pieces(extents: Iterable[Extent], runs: Iterator[Run]) -> Iterator[tuple[int, int, State, Run | None]]:
+    """Start, end, state and run of all pieces in which neither changes."""
+    run = next(runs, None)
+    for extent in extents:
+        at = extent.start
+        while at < extent.end:
+            while run is not None and run.start + run.length <= at:
+                run = next(runs, None)
+            end = extent.end if run is None else min(extent.end, run.start + run.length)
+            yield at, end, extent.state, run
+            at = end
+
+
+_SAME: Final = ("data", "zero", "free", "depth", "present", "compressed")
+
+
+def _goes_on(last: dict[str, object], row: dict[str, object]) -> bool:
+    """Whether a row says of the next bytes what the last one says."""
+    if any(last.get(key) != row.get(key) for key in _SAME):
+        return False
+    before, here = last.get("offset"), row.get("offset")
+    if isinstance(before, int) and isinstance(here, int) and isinstance(last["length"], int):
+        return before + last["length"] == here
+    return before is None and here is None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ferrotype.errors import UsageError
 from ferrotype.objects.container import Container
-from ferrotype.objects.volumes import Opener, PosixFile
+from ferrotype.objects.volumes import Opener, PosixFile, volume_path
 from ferrotype.repository.keys import Secret
 from ferrotype.repository.store import Repository
 
@@ -42,6 +42,14 @@ def open_image(
         raise
     repository.warnings += container.warnings
     return repository
+
+
+def image_files(image: Path) -> list[Path]:
+    """All files an image is stored in."""
+    files = [image]
+    while (more := volume_path(image, len(files))).exists():
+        files.append(more)
+    return files
 
 
 def is_encrypted(container: Container) -> bool:

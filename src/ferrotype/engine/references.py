@@ -1,6 +1,7 @@
 """Disk references: one word list for devices, disk images and backups.
 
 PATH                          a block device or a disk image, in any format
+nbd://HOST[:PORT]/EXPORT      a disk that an NBD server has; nbd+unix:///EXPORT?socket=PATH on this machine
 PATH::NAME                    a further disk inside a disk image, such as an internal snapshot of a qcow2
 IMAGE::SNAPSHOT/DISK          a disk of a snapshot; without ``::`` the latest, without /DISK the only one
 REF#PARTITION                 a partition of any of them, by number, label or UUID
@@ -9,7 +10,8 @@ REF#PARTITION                 a partition of any of them, by number, label or UU
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +21,7 @@ from ferrotype.block import Source, read
 from ferrotype.block.device import open_source
 from ferrotype.block.file import FileSource
 from ferrotype.block.views import Slice
-from ferrotype.engine.opening import SecretSource, open_image
+from ferrotype.engine.opening import SecretSource, image_files, open_image
 from ferrotype.engine.survey import Survey, Volume, survey
 from ferrotype.errors import UsageError
 from ferrotype.formats import Image
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from ferrotype.engine.restore import Part
 
 IMAGE_SUFFIX: Final = ".ferro"
+_ADDRESS: Final = re.compile(r"nbds?(\+[a-z]+)?://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +51,12 @@ class Reference:
     snapshot: str | None
     disk: str | None
     partition: str | None
+    address: str | None = None  # of a disk that is served elsewhere; then ``path`` is nothing but a name for it
 
     @property
     def text(self) -> str:
+        if self.address is not None:
+            return self.address + (f"#{self.partition}" if self.partition else "")
         inner = f"::{self.snapshot}" if self.snapshot else ""
         inner += f"/{self.disk}" if self.disk else ""
         return f"{self.path}{inner}" + (f"#{self.partition}" if self.partition else "")
@@ -60,6 +66,8 @@ def parse(text: str) -> Reference:
     """Take a reference apart.  A file that exists under the whole text is meant, whatever signs are in it."""
     if not text:
         raise UsageError("an empty reference names nothing")
+    if _ADDRESS.match(text):
+        return _served(text)
     if os.path.exists(text):  # a text too long for a name is none
         return Reference(Path(text), None, None, None)
     rest, hash_, partition = text.rpartition("#")
@@ -74,6 +82,17 @@ def parse(text: str) -> Reference:
         return Reference(Path(rest), None, None, partition or None)
     snapshot, _, disk = inner.partition("/")
     return Reference(Path(path), snapshot or "latest", disk or None, partition or None)
+
+
+def _served(text: str) -> Reference:
+    """The reference of a disk that is served elsewhere, which is named after its export."""
+    from ferrotype.block.nbd import Address
+
+    address, hash_, partition = text.partition("#")
+    if hash_ and not partition:
+        raise UsageError(f"{text}: no partition is named behind the #")
+    export = Address.parse(address).export
+    return Reference(Path(export.replace("/", "_") or "nbd"), None, None, partition or None, address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +113,7 @@ class OpenDisk:
     """A disk behind a reference, open for reading."""
 
     source: Source  # of the partition, where one was named
-    format: str  # "device", "ferro", or a name of the formats' registry
+    format: str  # "device", "nbd", "ferro", or a name of the formats' registry
     reference: Reference
     sector_size: int | None  # what the user said, if anything
     snapshot: Snapshot | None = None
@@ -102,6 +121,15 @@ class OpenDisk:
     repository: Repository | None = None
     start: int = 0  # of the partition on its disk, bytes
     image: Image | None = None  # the container, of a disk image
+    opened: Sequence[Path] = ()  # further files that it stands in, as far as they have been opened
+
+    @property
+    def files(self) -> list[Path]:
+        """The files or the device that the disk stands in: volumes of a backup, layers of a chain, extents, parts."""
+        if self.reference.address is not None:
+            return []
+        own = image_files(self.reference.path) if self.format == "ferro" else [self.reference.path]
+        return list(dict.fromkeys([*own, *self.opened]))
 
     @property
     def part(self) -> Part:
@@ -135,6 +163,18 @@ def open_disk(text: str, access: Access, job: Job) -> Iterator[OpenDisk]:
             for warning in repository.warnings:
                 job.warn(warning)
         return
+    if reference.address is not None:
+        from ferrotype.block.nbd import Address, NbdSource
+
+        if access.format not in (None, "raw"):
+            raise UsageError(f"{reference.text} is a raw disk; --format is for files")
+        address = Address.parse(reference.address)
+        served = NbdSource(address, sector_size=access.sector_size, patience=access.patience)
+        try:
+            yield _narrowed(OpenDisk(served, "nbd", reference, access.sector_size))
+        finally:
+            served.close()
+        return
     if reference.path.is_block_device():
         if reference.snapshot is not None:
             raise UsageError(f"{reference.path} is a device and holds no disk called {reference.snapshot!r}")
@@ -144,12 +184,13 @@ def open_disk(text: str, access: Access, job: Job) -> Iterator[OpenDisk]:
         finally:
             source.close()
         return
-    image = _open_image(reference.path, access, job)
+    image, related = _open_image(reference.path, access, job)
     try:
         for warning in image.warnings:
             job.warn(f"{reference.path}: {warning}")
         source = image.disk(_inner(reference))
-        yield _narrowed(OpenDisk(source, image.format, reference, access.sector_size, image=image))
+        disk = OpenDisk(source, image.format, reference, access.sector_size, image=image, opened=related.opened)
+        yield _narrowed(disk)
     finally:
         image.close()
 
@@ -171,7 +212,7 @@ def _with_own_hash(reference: Reference, snapshot: Snapshot) -> Reference:
 
 def is_image(reference: Reference, access: Access) -> bool:
     """Whether a reference leads into a ferrotype image."""
-    if access.format not in (None, "ferro"):
+    if access.format not in (None, "ferro") or reference.address is not None:
         return False
     if not reference.path.is_file():
         return False
@@ -183,15 +224,15 @@ def is_image(reference: Reference, access: Access) -> bool:
         return reference.snapshot is not None and recognise(file) is None
 
 
-def _open_image(path: Path, access: Access, job: Job) -> Image:
-    """The container a file, or folder, is; raw where its content shows no other."""
+def _open_image(path: Path, access: Access, job: Job) -> tuple[Image, Related]:
+    """The container a file, or folder, is, and what else it opens; raw where its content shows no other."""
     secret = access.secret
     related = Related(path, access.related, patience=access.patience, passphrase=lambda: _passphrase(secret(path)))
     if path.is_dir():
-        return open_folder(path, related, access.format)
+        return open_folder(path, related, access.format), related
     file = open_source(path, sector_size=access.sector_size, patience=access.patience)
     try:
-        return open_file(file, related, _format_of(path, file, access, job))
+        return open_file(file, related, _format_of(path, file, access, job)), related
     except BaseException:
         file.close()
         raise
@@ -221,17 +262,7 @@ def _narrowed(disk: OpenDisk) -> OpenDisk:
     volume = find_volume(
         survey(disk.source, sector_size=disk.sector_size, allocation=False), disk.reference.partition
     )
-    return OpenDisk(
-        Slice(disk.source, volume.start, volume.size),
-        disk.format,
-        disk.reference,
-        disk.sector_size,
-        disk.snapshot,
-        disk.record,
-        disk.repository,
-        volume.start,
-        disk.image,
-    )
+    return replace(disk, source=Slice(disk.source, volume.start, volume.size), start=volume.start)
 
 
 def find_volume(surveyed: Survey, wanted: str) -> Volume:

@@ -135,11 +135,11 @@ def restore(
     job.begin("flushing")
     sink.flush()
     result.seconds = time.monotonic() - began
-    _say_what_was_lost(part, job)
+    say_what_was_lost(part, job)
     return result
 
 
-def _say_what_was_lost(part: Part, job: Job) -> None:
+def say_what_was_lost(part: Part, job: Job) -> None:
     """The zeros that stand for what the backup could not read, or salvage could not save, are no content."""
     lost = [r for r in part.disk.unreadable if r[0] < part.start + part.length and sum(r) > part.start]
     for start, length in lost[:_NAMED]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ferrotype.block.inventory import Disk, disks, lies_on, same_storage, uses
 from ferrotype.engine.prepare import NamedSource
-from ferrotype.engine.references import Access, open_disk, parse
+from ferrotype.engine.references import Access, OpenDisk, open_disk, parse
 from ferrotype.errors import Refused, UsageError
 from ferrotype.job import Job
 
@@ -18,11 +18,11 @@ def named_source(text: str, image: Path, access: Access, stack: ExitStack, job: 
     Raises Refused where it is the image itself; warns where it holds the image, which then grows while it is read.
     """
     reference = parse(text)
-    if not reference.path.exists():
+    if reference.address is None and not reference.path.exists():
         raise UsageError(f"{reference.path} does not exist")
-    if same_storage(reference.path, image):
+    is_device = reference.address is None and reference.path.is_block_device()
+    if reference.address is None and same_storage(reference.path, image):
         raise Refused(f"{image} is the source itself; name another file for the image")
-    is_device = reference.path.is_block_device()
     if is_device:
         if lies_on(image, reference.path):
             job.warn(f"{image} lies on {reference.path}, which is being backed up: keep it on another disk")
@@ -30,14 +30,21 @@ def named_source(text: str, image: Path, access: Access, stack: ExitStack, job: 
         if mounted:
             job.warn(f"{'; '.join(mounted)}: what is written meanwhile may be caught half-way")
     disk = stack.enter_context(open_disk(text, access, job))
-    name = reference.path.name + (f"#{reference.partition}" if reference.partition else "")
-    if disk.record is not None:
-        name = disk.record.name
+    if any(same_storage(file, image) for file in disk.files):
+        raise Refused(f"{image} is part of the source itself; name another file for the image")
     known = _hardware(reference.path) if is_device and reference.partition is None else None
     model = (known.model or "") if known else disk.record.model if disk.record else ""
     return NamedSource(
-        disk.source, as_text(name), as_text(reference.text), model, (known.serial or "") if known else ""
+        disk.source, disk_name(disk), as_text(reference.text), model, (known.serial or "") if known else ""
     )
+
+
+def disk_name(disk: OpenDisk) -> str:
+    """How a snapshot calls the disk."""
+    if disk.record is not None:
+        return as_text(disk.record.name)
+    partition = disk.reference.partition
+    return as_text(disk.reference.path.name + (f"#{partition}" if partition else ""))
 
 
 def as_text(name: str) -> str:

@@ -13,7 +13,6 @@ from ferrotype.block.file import FileSink
 from ferrotype.block.inventory import lies_on, same_storage, uses
 from ferrotype.engine.restore import Part, check_target
 from ferrotype.errors import Refused
-from ferrotype.objects.volumes import volume_path
 from ferrotype.stall import Patience
 from ferrotype.units import format_size
 
@@ -26,14 +25,6 @@ class Target:
     source: Source | None
 
 
-def image_files(image: Path) -> list[Path]:
-    """All files an image is stored in."""
-    files = [image]
-    while (more := volume_path(image, len(files))).exists():
-        files.append(more)
-    return files
-
-
 def check_fits(part: Part, target: Path) -> None:
     """Raises Refused where an existing device or file cannot take the part; nothing is opened for writing."""
     source = open_source(target)
@@ -43,18 +34,18 @@ def check_fits(part: Part, target: Path) -> None:
         source.close()
 
 
-def refuse_harm(target: Path, images: Sequence[Path]) -> None:
+def refuse_harm(target: Path, images: Sequence[Path], doing: str = "restored") -> None:
     """Raise Refused where writing to ``target`` would harm something; ``images`` are the files read meanwhile.
 
     No option allows what is refused here.
     """
     for image in images:
         if same_storage(target, image):
-            raise Refused(f"{target} is what is being restored from; nothing was written")
+            raise Refused(f"{target} is what is being {doing} from; nothing was written")
     if target.is_block_device():
         for image in images:
             if lies_on(image, target):
-                raise Refused(f"{target} holds {image}, which is being restored from; nothing was written")
+                raise Refused(f"{target} holds {image}, which is being {doing} from; nothing was written")
     if target.exists() and (reasons := uses(target)):
         raise Refused(f"{target} is in use: {'; '.join(reasons)}; nothing was written")
 

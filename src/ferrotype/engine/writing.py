@@ -11,15 +11,16 @@ from ferrotype.block.file import FileSource
 from ferrotype.block.outputs import Outputs
 from ferrotype.engine.convert import Converted, copy
 from ferrotype.engine.references import OpenDisk
-from ferrotype.engine.targets import image_files, refuse_harm
+from ferrotype.engine.targets import refuse_harm
 from ferrotype.errors import Refused, UsageError
 from ferrotype.formats import Backing, Options, Spec, Writable
 from ferrotype.formats.registry import FORMATS, RAW_SUFFIXES, format_of_suffix, open_file, recognise, writer
 from ferrotype.formats.related import Related
 from ferrotype.job import Job
+from ferrotype.repository.keys import Secret
 from ferrotype.stall import Patience
 
-__all__ = ["NewImage", "Written", "chosen_format", "options_help", "parse_options", "write_image"]
+__all__ = ["NewImage", "Written", "check_image", "chosen_format", "options_help", "parse_options", "write_image"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class NewImage:
     backing_format: str | None = None
     replace: bool = False
     patience: Patience | None = None
+    secret: Secret | None = None  # of a new backup image, where it is to be encrypted
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ def chosen_format(path: Path, format: str | None) -> str:
 
 def parse_options(format: str, texts: Sequence[str]) -> dict[str, object]:
     """``NAME=VALUE`` texts as the values that the format's module takes.  Raises UsageError."""
-    options: Options = writer(format).OPTIONS
+    options = _options(format)
     parsed: dict[str, object] = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -72,7 +74,15 @@ def parse_options(format: str, texts: Sequence[str]) -> dict[str, object]:
 
 def options_help(format: str) -> str:
     """What may be chosen for images of a format, a line each."""
-    return "\n".join(f"{name}  {option.help}" for name, option in writer(format).OPTIONS.items()) or "no options"
+    return "\n".join(f"{name}  {option.help}" for name, option in _options(format).items()) or "no options"
+
+
+def _options(format: str) -> Options:
+    if format == "ferro":
+        from ferrotype.engine.writing_backup import OPTIONS
+
+        return OPTIONS
+    return writer(format).OPTIONS
 
 
 def write_image(disk: OpenDisk, wanted: NewImage, job: Job) -> Written:
@@ -81,13 +91,17 @@ def write_image(disk: OpenDisk, wanted: NewImage, job: Job) -> Written:
     Raises Refused where that would overwrite something it may not.
     """
     source = disk.source
-    refuse_harm(wanted.path, image_files(disk.reference.path))
-    if wanted.path.exists() and not wanted.replace:
-        raise Refused(f"{wanted.path} exists and would be overwritten; say --force if that is meant")
+    check_image(disk, wanted)
+    if wanted.format == "ferro":
+        from ferrotype.engine.writing_backup import write_backup
+
+        return write_backup(disk, wanted, job)
     module: Writable = writer(wanted.format)
     with (
-        _backing(wanted) as backing,
-        Outputs(wanted.path, replace=wanted.replace, patience=wanted.patience) as outputs,
+        _backing(wanted) as (backing, below),
+        Outputs(
+            wanted.path, replace=wanted.replace, spared=[*disk.files, *below], patience=wanted.patience
+        ) as outputs,
     ):
         spec = Spec(source.size, source.traits.sector_size, wanted.compress, wanted.options or {}, backing)
         sink = module.create(outputs, spec)
@@ -100,11 +114,22 @@ def write_image(disk: OpenDisk, wanted: NewImage, job: Job) -> Written:
             sink.close()
 
 
+def check_image(disk: OpenDisk, wanted: NewImage, doing: str = "converted") -> None:
+    """Raise what ``write_image`` would raise before it writes: Refused or UsageError."""
+    refuse_harm(wanted.path, disk.files, doing)
+    if wanted.path.exists() and not wanted.replace:
+        raise Refused(f"{wanted.path} exists and would be overwritten; say --force if that is meant")
+    if wanted.format != "ferro":
+        writer(wanted.format)
+    elif wanted.backing is not None or wanted.compress:
+        raise UsageError("a backup is always compressed, and on no backing file")
+
+
 @contextmanager
-def _backing(wanted: NewImage) -> Iterator[Backing | None]:
-    """The lower layer of the new image, which the user named, opened for comparing with it."""
+def _backing(wanted: NewImage) -> Iterator[tuple[Backing | None, list[Path]]]:
+    """The lower layer of the new image, which the user named, opened for comparing with it; and all its files."""
     if wanted.backing is None:
-        yield None
+        yield None, []
         return
     path = wanted.path.parent / wanted.backing  # as every reader of the new image will look for it
     if path.is_block_device() or not path.is_file():
@@ -116,11 +141,12 @@ def _backing(wanted: NewImage) -> Iterator[Backing | None]:
         format = wanted.backing_format or recognise(file) or ("raw" if path.suffix.lower() in RAW_SUFFIXES else None)
         if format is None:
             raise UsageError(f"say the format of the backing file {path} with --backing-format")
-        image = open_file(file, Related(path, patience=wanted.patience), format)
+        related = Related(path, patience=wanted.patience)
+        image = open_file(file, related, format)
     except BaseException:
         file.close()
         raise
     try:
-        yield Backing(str(wanted.backing), format, image.source)
+        yield Backing(str(wanted.backing), format, image.source), [path, *related.opened]
     finally:
         image.close()

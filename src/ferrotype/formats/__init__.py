@@ -13,7 +13,7 @@ or not at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,21 @@ if TYPE_CHECKING:
     from ferrotype.formats.related import Related
     from ferrotype.job import Job
 
-__all__ = ["Backing", "Folder", "Format", "Image", "Option", "Options", "Packer", "Spec", "Writable", "WritableSink"]
+__all__ = [
+    "Backing",
+    "Folder",
+    "Format",
+    "Image",
+    "Option",
+    "Options",
+    "Packer",
+    "Spec",
+    "Tree",
+    "TreeEntry",
+    "TreeFormat",
+    "Writable",
+    "WritableSink",
+]
 
 MAX_SIZE: Final = 1 << 62  # bytes of a disk; beyond it offsets stop being what the kernel and numpy can say
 
@@ -139,6 +153,48 @@ class Folder(Protocol):
 
     def open_folder(self, path: Path, related: Related, /) -> Image:
         """Open it.  ``related`` is that of the folder: names are resolved beside it, files in it by ``inside``."""
+
+
+@dataclass(frozen=True, slots=True)
+class TreeEntry:
+    """A file, folder or link of an image that holds files and no disk."""
+
+    name: str
+    kind: str  # "file", "folder" or "link", whose content is not a file's
+    size: int = 0  # bytes
+    modified: str | None = None  # RFC 3339
+    digest: str = ""  # of the content, as the image names it; "" where it is empty
+    streams: tuple[str, ...] = ()  # names of further contents, read as PATH:NAME
+
+
+class Tree(Protocol):
+    """An opened image that holds files and folders, such as a WIM.  Paths are relative and divided by ``/``."""
+
+    format: str
+    facts: dict[str, object]  # for people and scripts, JSON-ready
+    warnings: tuple[str, ...]
+
+    def list(self, path: str = "", /) -> Iterator[TreeEntry]:
+        """What lies in a folder; "" is the top.  Raises UsageError where there is no such folder."""
+
+    def walk(self, path: str = "", /) -> Iterator[tuple[str, TreeEntry]]:
+        """Everything below a folder, each with its path, a folder before what lies in it.  It always ends."""
+
+    def read(self, path: str, /) -> Iterator[bytes]:
+        """The content of a file, a piece at a time, proven where the format can.  Raises UsageError, InvalidImage."""
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class TreeFormat(Protocol):
+    """What the module of a format has whose images hold files and no disk."""
+
+    def probe(self, file: Source, /) -> bool:
+        """As ``Format.probe``."""
+
+    def open_tree(self, file: Source, related: Related, /) -> Tree:
+        """Open it; the tree owns ``file`` from then on."""
 
 
 @runtime_checkable

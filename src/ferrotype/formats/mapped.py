@@ -12,7 +12,7 @@ everything else is here once: cutting reads at the boundaries, lower layers, zer
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from threading import Lock
@@ -22,17 +22,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferrotype.block import Source, Traits
-from ferrotype.block.file import check_read
+from ferrotype.block.file import FileSource, check_read
+from ferrotype.block.views import Concat, Slice
 from ferrotype.errors import InvalidImage, ReadError
-from ferrotype.extents import ExtentMap, Offsets, State, overlay
+from ferrotype.extents import ExtentMap, Offsets, State, merge, overlay
 from ferrotype.units import MiB
 
-__all__ = ["Kept", "Kind", "Layout", "MappedSource", "Mapping", "Run", "cells"]
+__all__ = ["Kept", "Kind", "Layout", "MappedSource", "Mapping", "Run", "cells", "runs_of"]
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 _UNITS_KEPT: Final = 8 * MiB  # bytes of unpacked units kept for small reads that follow each other
+_WORTH_ASKING: Final = MiB  # bytes of a stored run from which on the file is asked for its holes
+_MOST_HOLES: Final = 1 << 20  # of a file told in one map of extents: runs of a hostile image may all be the same
 
 
 class Kind(IntEnum):
@@ -144,16 +147,25 @@ class MappedSource:
         parent: Source | None = None,
         traits: Traits | None = None,
         ragged: int = 0,
+        row: int = 0,
+        placed: bool = True,
     ) -> None:
         """``file`` is what STORED places are offsets in.
 
         The last ``ragged`` bytes of a STORED run may lie behind the end of the file, where they read as zeros: a file
-        that ends within its last cluster is cut short by nothing but zeros.  Behind the end of a shorter ``parent``
+        that ends within its last cluster is cut short by nothing but zeros.  A layout that allows it sees to it that
+        the cluster starts inside.  Behind the end of a shorter ``parent``
         holes read as zeros.
+
+        Where ``row`` is given, a PACKED run may cover many units of that many bytes: their places follow each other,
+        and the run's is that of the first.  Not ``placed``: STORED places are in a view of the image's file, and so
+        none that people can look at.
         """
         self._file, self._layout, self._size, self._parent = file, layout, size, parent
         self._name = name
         self._ragged = ragged
+        self._row = row
+        self._placed = placed
         self._units: Kept[int, bytes] = Kept(_UNITS_KEPT, len)
         self.traits = replace(traits or Traits(), align=1, parallel=file.traits.parallel)
 
@@ -182,25 +194,36 @@ class MappedSource:
                 if kind == Kind.STORED:
                     self._read_stored(start, place, piece)
                 elif kind == Kind.PACKED:
-                    self._read_packed(start, place, skip, piece)
+                    self._read_row(start, place, skip, piece)
                 elif kind == Kind.HOLE and self._parent is not None:
                     self._read_parent(self._parent, start, piece)
                 else:
                     piece[:] = bytes(len(piece))
 
     def _read_stored(self, start: int, place: int, piece: memoryview) -> None:
-        inside = min(len(piece), self._file.size - place)
+        inside = max(min(len(piece), self._file.size - place), 0)
         if inside < len(piece):
-            if place < 0 or inside <= 0 or len(piece) - inside > self._ragged:
+            if place < 0 or place + len(piece) - self._file.size > self._ragged:
                 raise InvalidImage(
                     f"{self._name}: the file ends before the data of byte {start} of the disk", offset=place
                 )
             piece[inside:] = bytes(len(piece) - inside)
+            if not inside:
+                return
         try:
             self._file.read_into(place, piece[:inside])
         except ReadError as error:
             error.start += start - place
             raise
+
+    def _read_row(self, start: int, place: int, skip: int, piece: memoryview) -> None:
+        """A PACKED run: one unit, or a row of them."""
+        at, row = 0, self._row or skip + len(piece)
+        while at < len(piece):
+            number, inside = divmod(skip + at, row)
+            end = min(at + row - inside, len(piece))
+            self._read_packed(start + at, place + number, inside, piece[at:end])
+            at = end
 
     def _read_packed(self, start: int, place: int, skip: int, piece: memoryview) -> None:
         unit = self._units.get(place)
@@ -210,7 +233,7 @@ class MappedSource:
                 self._units.keep(place, unit)
         if len(unit) < skip + len(piece):
             raise InvalidImage(f"{self._name}: the data of byte {start} of the disk is shorter than its place")
-        piece[:] = unit[skip : skip + len(piece)]
+        piece[:] = memoryview(unit)[skip : skip + len(piece)]
 
     @staticmethod
     def _read_parent(parent: Source, offset: int, piece: memoryview) -> None:
@@ -226,14 +249,40 @@ class MappedSource:
         check_read(self._name, self._size, offset, length)
         if length == 0:
             return ExtentMap.uniform(offset, 0)
-        own = ExtentMap.concat(
-            [ExtentMap.joined(part.bounds, _STATES[part.kinds]) for part in self._mappings(offset, length)]
-        )
+        parts = list(self._mappings(offset, length))
+        own = ExtentMap.concat([ExtentMap.joined(part.bounds, _STATES[part.kinds]) for part in parts])
+        starts, ends = self._zeros_stored(parts)
+        if len(starts):
+            own = merge(own, ExtentMap.from_runs(offset, length, starts, ends, State.ZERO))
         inside = min(max(self._parent.size - offset, 0), length) if self._parent is not None else 0
         lower = [ExtentMap.uniform(offset + inside, length - inside, State.ZERO | State.HOLE)]
         if self._parent is not None and inside:
             lower.insert(0, self._parent.extents(offset, inside))
         return overlay(own, ExtentMap.concat([part for part in lower if part.length]))
+
+    def _zeros_stored(self, parts: Sequence[Mapping]) -> tuple[Offsets, Offsets]:
+        """Starts and ends of what the file has holes for, in its long STORED runs.
+
+        So a fixed or preallocated image in a sparse file is as quick to go through as a raw one.  The file is asked
+        once for all of them: where a hole ends, tmpfs finds out by a walk over all pages up to there.
+        """
+        found = []
+        for part in parts:
+            lengths = np.minimum(np.diff(part.bounds), self._file.size - part.places)
+            long = (part.kinds == Kind.STORED) & (part.places >= 0) & (lengths >= _WORTH_ASKING)
+            found.append(np.stack([part.bounds[:-1][long], part.places[long], part.places[long] + lengths[long]]))
+        at, low, high = np.concatenate(found, axis=1)
+        if not len(at):
+            return at, at
+        start = int(low.min())
+        starts, ends = self._file.extents(start, int(high.max()) - start).runs(State.ZERO)
+        first = np.searchsorted(ends, low, "right")
+        count = np.maximum(np.searchsorted(starts, high) - first, 0)
+        count[np.cumsum(count) > _MOST_HOLES] = 0
+        run = np.repeat(np.arange(len(at)), count)
+        hole = first[run] + np.arange(len(run)) - np.repeat(np.cumsum(count) - count, count)
+        shift = (at - low)[run]
+        return np.maximum(starts[hole], low[run]) + shift, np.minimum(ends[hole], high[run]) + shift
 
     def runs(self, offset: int, length: int, depth: int = 0) -> Iterator[Run]:
         """The range, run by run, down to the layer that holds each."""
@@ -241,18 +290,31 @@ class MappedSource:
             bounds = part.bounds.tolist()
             columns = (bounds, bounds[1:], part.kinds.tolist(), part.places.tolist())
             for start, end, kind, place in zip(*columns, strict=False):
-                if kind == Kind.HOLE and isinstance(self._parent, MappedSource) and start < self._parent.size:
+                if kind == Kind.HOLE and self._parent is not None and start < self._parent.size:
                     inside = min(end, self._parent.size) - start
-                    yield from self._parent.runs(start, inside, depth + 1)
+                    yield from runs_of(self._parent, start, inside, depth + 1)
                     start += inside
                 if start < end:
-                    yield Run(start, end - start, Kind(kind), depth, place if kind == Kind.STORED else None)
+                    known = kind == Kind.STORED and self._placed
+                    yield Run(start, end - start, Kind(kind), depth, place if known else None)
 
     def close(self) -> None:
         """Nothing: the image closes what it opened."""
 
 
 _STATES: Final = np.array([State.HOLE, State.ZERO, State.DATA, State.DATA], np.uint8)  # by Kind
+
+
+def runs_of(source: Source, offset: int, length: int, depth: int = 0) -> Iterator[Run]:
+    """A range of any source, run by run, as far as it is known where it stands; STORED without a place: it is not."""
+    if isinstance(source, MappedSource):
+        yield from source.runs(offset, length, depth)
+    elif isinstance(source, Slice | Concat):
+        for part in source.parts(offset, length):
+            for run in runs_of(part.source, part.offset, part.length, depth):
+                yield run._replace(start=run.start + part.shift)
+    elif length:
+        yield Run(offset, length, Kind.STORED, depth, offset if isinstance(source, FileSource) else None)
 
 
 class Kept(Generic[K, V]):

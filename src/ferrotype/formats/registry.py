@@ -5,15 +5,20 @@ Adding one: a module with ``probe`` and ``open``, and ``OPTIONS`` and ``create``
 
 from __future__ import annotations
 
+import contextlib
+import glob
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Final
 
 from ferrotype.block import Source, read
 from ferrotype.errors import DeviceError, FormatError, UnsupportedError, UsageError
-from ferrotype.formats import Folder, Format, Image, Writable
+from ferrotype.formats import Folder, Format, Image, Tree, TreeFormat, Writable
 from ferrotype.formats.related import Related
 
 __all__ = [
@@ -24,7 +29,9 @@ __all__ = [
     "format_of_suffix",
     "open_file",
     "open_folder",
+    "open_tree",
     "recognise",
+    "recognise_folder",
     "writer",
 ]
 
@@ -39,41 +46,58 @@ class Row:
     magics: tuple[tuple[int, bytes], ...]  # (offset, bytes); a negative offset counts from the end of the file
     suffixes: tuple[str, ...] = ()
     writable: bool = False
+    tree: bool = False  # it holds files and no disk: ``open_tree``
 
 
 FORMATS: Final[dict[str, Row]] = {
     "raw": Row("ferrotype.formats.raw", (), (".raw", ".img", ".dd", ".iso", ".bin"), writable=True),
-    "qcow2": Row("", ((0, b"QFI\xfb\0\0\0\2"), (0, b"QFI\xfb\0\0\0\3")), (".qcow2",), True),
-    "qcow": Row("", ((0, b"QFI\xfb\0\0\0\1"),), (".qcow",)),
-    "qed": Row("", ((0, b"QED\0"),), (".qed",)),
-    "vhdx": Row("", ((0, b"vhdxfile"),), (".vhdx",), True),
-    "vhd": Row("", ((0, b"conectix"), (-512, b"conectix"), (-511, b"conectix")), (".vhd",), True),
+    "qcow2": Row("ferrotype.formats.qcow2", ((0, b"QFI\xfb\0\0\0\2"), (0, b"QFI\xfb\0\0\0\3")), (".qcow2",), True),
+    "qcow": Row("ferrotype.formats.qcow", ((0, b"QFI\xfb\0\0\0\1"),), (".qcow",)),
+    "qed": Row("ferrotype.formats.qed", ((0, b"QED\0"),), (".qed",)),
+    "vhdx": Row("ferrotype.formats.vhdx", ((0, b"vhdxfile"),), (".vhdx",), True),
+    "vhd": Row(
+        "ferrotype.formats.vhd", ((0, b"conectix"), (-512, b"conectix"), (-511, b"conectix")), (".vhd",), True
+    ),
     "vmdk": Row(
-        "",
+        "ferrotype.formats.vmdk",
         ((0, b"KDMV"), (0, b"COWD"), (0, b"# Disk DescriptorFile"), (0, b"\xbe\xba\xfe\xca\0\0\0\0")),
         (".vmdk",),
         True,
     ),
-    "vdi": Row("", ((0x40, b"\x7f\x10\xda\xbe"),), (".vdi",), True),
+    "vdi": Row("ferrotype.formats.vdi", ((0x40, b"\x7f\x10\xda\xbe"),), (".vdi",), True),
     "ewf": Row(
-        "",
-        ((0, b"EVF\x09\x0d\x0a\xff\x00"), (0, b"LVF\x09\x0d\x0a\xff\x00"), (0, b"EVF2\x0d\x0a\x81\x00")),
+        "ferrotype.formats.ewf",
+        (
+            (0, b"EVF\x09\x0d\x0a\xff\x00"),
+            (0, b"LVF\x09\x0d\x0a\xff\x00"),
+            (0, b"EVF2\x0d\x0a\x81\x00"),
+            (0, b"LEF2\x0d\x0a\x81\x00"),
+            (0, b"ADCRYPT\0"),
+        ),
         (".e01", ".s01", ".ex01"),
         True,
     ),
-    "dmg": Row("", ((-512, b"koly"), (0, b"koly")), (".dmg",)),
-    "aff4": Row("", ((0, b"PK\x03\x04"), (0, b"PK\x05\x06")), (".aff4",)),
-    "parallels": Row("", ((0, b"WithoutFreeSpace"), (0, b"WithouFreSpacExt")), (".hdd", ".hds")),
-    "bochs": Row("", ((0, b"Bochs Virtual HD Image"),)),
-    "cloop": Row("", ((0, b"#!/bin/sh\n#V2.0 Format"),), (".cloop",)),
-    "partclone": Row("", ((0, b"partclone-image"),), (".pcl",)),
-    "ntfsclone": Row("", ((0, b"\0ntfsclone-image"),)),
-    "clonezilla": Row("", ()),  # a folder
-    "wim": Row("", ((0, b"MSWIM\0\0\0"), (0, b"WLPWM\0\0\0")), (".wim", ".esd", ".swm")),
+    "dmg": Row(
+        "ferrotype.formats.dmg",
+        ((-512, b"koly"), (0, b"koly"), (0, b"encrcdsa"), (-8, b"cdsaencr"), (0, b"sprs")),
+        (".dmg",),
+    ),
+    "aff4": Row("ferrotype.formats.aff4", ((0, b"PK\x03\x04"), (0, b"PK\x05\x06")), (".aff4",)),
+    "parallels": Row(
+        "ferrotype.formats.parallels", ((0, b"WithoutFreeSpace"), (0, b"WithouFreSpacExt")), (".hdd", ".hds")
+    ),
+    "bochs": Row("ferrotype.formats.bochs", ((0, b"Bochs Virtual HD Image"),)),
+    "cloop": Row("ferrotype.formats.cloop", ((0, b"#!/bin/sh\n#V2.0 Format"),), (".cloop",)),
+    "partclone": Row("ferrotype.formats.partclone", ((0, b"partclone-image"),), (".pcl",)),
+    "ntfsclone": Row("ferrotype.formats.ntfsclone", ((0, b"\0ntfsclone-image"),)),
+    "clonezilla": Row("ferrotype.formats.clonezilla", ()),  # a folder
+    "wim": Row(
+        "ferrotype.formats.wim", ((0, b"MSWIM\0\0\0"), (0, b"WLPWM\0\0\0")), (".wim", ".esd", ".swm"), tree=True
+    ),
     "ferro": Row("", ((0, b"\x89FERRO\r\n"),), (".ferro",), True),
 }
 
-FOLDERS: Final = ("parallels", "clonezilla", "aff4")  # formats whose images may be folders
+FOLDERS: Final = ("parallels", "clonezilla", "dmg")  # formats whose images may be folders
 
 RAW_SUFFIXES: Final = frozenset(FORMATS["raw"].suffixes)
 
@@ -103,13 +127,33 @@ def open_file(file: Source, related: Related, format: str | None = None) -> Imag
     raise UnsupportedError("this is no disk image that ferrotype knows; say --format raw if it is a raw disk")
 
 
+def open_tree(file: Source, related: Related, format: str | None = None) -> Tree | None:
+    """Open an image that holds files and no disk, such as a WIM; None: the file is none, and stays the caller's."""
+    for name, row in FORMATS.items():
+        if not row.tree or format not in (None, name):
+            continue
+        module = _module(name)
+        if isinstance(module, TreeFormat) and (format is not None or _probe(module, file)):
+            return module.open_tree(file, related)
+    return None
+
+
 def open_folder(path: Path, related: Related, format: str | None = None) -> Image:
     """Open an image that is a folder of files, such as Clonezilla's.  Raises UsageError where it is none."""
-    for name in FOLDERS if format is None else (format,):
-        module = _module(name)
-        if isinstance(module, Folder) and (format is not None or module.probe_folder(path)):
-            return module.open_folder(path, related)
-    raise UsageError(f"{path} is a folder, and no disk image that ferrotype knows")
+    name = recognise_folder(path) if format is None else format
+    module = _module(name) if name is not None else None
+    if not isinstance(module, Folder):
+        raise UsageError(f"{path} is a folder, and no disk image that ferrotype knows")
+    return module.open_folder(path, related)
+
+
+def recognise_folder(path: Path) -> str | None:
+    """Name of the format that a folder is an image of, or None where it shows no sign of one."""
+    for name in FOLDERS:
+        module = _module(name) if FORMATS[name].module else None
+        if isinstance(module, Folder) and module.probe_folder(path):
+            return name
+    return None
 
 
 def writer(name: str) -> Writable:
@@ -159,10 +203,25 @@ def _shows(head: bytes, tail: bytes, offset: int, magic: bytes) -> bool:
 
 
 def _plugged_in() -> Iterator[tuple[str, Format]]:
-    from importlib.metadata import entry_points  # few files come to this, and it brings half of `email` along
+    if not _any_plugged_in():
+        return
+    from importlib.metadata import entry_points  # it brings half of `email` along
 
     for entry in entry_points(group=ENTRY_POINTS):
         yield entry.name, entry.load()
+
+
+@cache
+def _any_plugged_in() -> bool:
+    """Whether anything installed has entry points of formats; every raw disk comes to this question."""
+    wanted = f"[{ENTRY_POINTS}]".encode()
+    for folder in sys.path:
+        for kind in ("dist-info", "egg-info"):
+            for path in glob.iglob(os.path.join(glob.escape(folder), f"*.{kind}", "entry_points.txt")):
+                with contextlib.suppress(OSError), open(path, "rb") as file:
+                    if wanted in file.read():
+                        return True
+    return False
 
 
 def _probe(module: Format, file: Source) -> bool:

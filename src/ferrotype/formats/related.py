@@ -11,6 +11,7 @@ unless the user allows a folder or file by name.  A chain of images has at most 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from ferrotype.block import Source
 from ferrotype.block.file import FileSource
-from ferrotype.errors import DeviceError, InvalidImage, NotAllowed, UsageError
+from ferrotype.errors import DeviceError, InvalidImage, NotAllowed, UnsupportedError, UsageError
 from ferrotype.stall import Patience
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_DEPTH", "MAX_NAME", "Related"]
 
-MAX_DEPTH: Final = 200  # layers of a chain; each holds a file open
+MAX_DEPTH: Final = 64  # layers of a chain; each holds a file open and takes half a dozen calls, one inside the other
 MAX_NAME: Final = 4096  # bytes of a path (limits.h)
 MAX_COMPONENT: Final = 255  # bytes of each name in it
 _ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:")  # two letters or more: ``c:`` is a drive
@@ -52,6 +53,7 @@ class Related:
         self._trees = tuple(Path(os.path.realpath(folder)) for folder in _homes(path))
         self._patience = patience
         self._seen: tuple[tuple[int, int], ...] = (_identity(path),) if path is not None else ()
+        self.opened: list[Path] = []  # everything opened so far, by this one and those made of it
 
     @classmethod
     def nothing(cls) -> Related:
@@ -76,12 +78,36 @@ class Related:
         path = self._beside(name)
         return self._open(self._checked(path, name, what), name, what) if os.path.exists(path) else None
 
+    def siblings(self, suffix: str, what: str, most: int) -> list[str]:
+        """Files whose names end in ``suffix``, beside the image and where the user allows: names for ``file``.
+
+        For formats that know another file by its content alone.  Raises UnsupportedError where there are more than
+        ``most``.
+        """
+        if self.path is None:
+            return []
+        names = [name for name in _names_in(self.path.parent) if name.lower().endswith(suffix)]
+        for one in self._allowed:
+            found = [one / name for name in _names_in(one)] if one.is_dir() else [one]
+            names += [str(path) for path in found if path.name.lower().endswith(suffix)]
+        if len(names) > most:
+            raise UnsupportedError(f"{len(names)} files may be the {what}; at most {most} are looked at")
+        return names
+
+    def names_beside(self, suffix: str) -> list[str]:
+        """Names of what is in the folder of the image and ends so, sorted, at most 1000; ``sibling`` opens them."""
+        names: set[str] = set()
+        for folder in _homes(self.path):
+            with contextlib.suppress(OSError), os.scandir(folder) as entries:
+                names.update(entry.name for entry in entries if entry.name.lower().endswith(suffix))
+        return sorted(names)[:1000]
+
     def inside(self) -> Related:
         """The same for the files in the folder that ``path`` is: names are resolved in it, and lead no further."""
         if self.path is None:
             return self
         inner = Related(self.path / "-", self._allowed, patience=self._patience, passphrase=self.passphrase)
-        inner._seen = self._seen
+        inner._seen, inner.opened = self._seen, self.opened
         return inner
 
     def image(self, name: str, what: str, format: str | None = None) -> Image:
@@ -103,6 +129,7 @@ class Related:
             inner = Related.nothing()
             inner.path, inner.passphrase, inner._patience = path, self.passphrase, self._patience
             inner._allowed, inner._trees, inner._seen = self._allowed, self._trees, (*self._seen, identity)
+            inner.opened = self.opened
             return open_file(file, inner, format)
         except BaseException:
             file.close()
@@ -136,7 +163,9 @@ class Related:
 
     def _open(self, path: Path, name: str, what: str) -> Source:
         try:
-            return FileSource(path, patience=self._patience)
+            file = FileSource(path, patience=self._patience)
+            self.opened.append(path)
+            return file
         except UsageError as error:
             raise InvalidImage(f"the {what} {name!r} cannot be used: {error}") from None
         except DeviceError as error:
@@ -156,6 +185,13 @@ def _homes(path: Path | None) -> list[Path]:
     if path is None:
         return []
     return list(dict.fromkeys((path.parent, Path(os.path.realpath(path)).parent)))
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -1,0 +1,112 @@
+"""A disk as a new backup image that holds it and nothing else: what ``convert`` to ``.ferro`` makes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ferrotype.engine.backup import BackupOptions, backup
+from ferrotype.engine.convert import Converted
+from ferrotype.engine.images import ImageOptions, open_or_create
+from ferrotype.engine.opening import image_files
+from ferrotype.engine.prepare import NamedSource
+from ferrotype.engine.references import OpenDisk
+from ferrotype.engine.sources import as_text, disk_name
+from ferrotype.errors import KeyRefused, Refused, WriteError
+from ferrotype.formats import Option, Options
+from ferrotype.job import Job
+from ferrotype.linux import rename_new
+from ferrotype.objects.volumes import PatientOpener
+from ferrotype.repository.keys import Secret
+from ferrotype.stall import Patience
+from ferrotype.trouble import why
+from ferrotype.units import parse_size
+
+if TYPE_CHECKING:
+    from ferrotype.engine.writing import NewImage, Written
+
+__all__ = ["OPTIONS", "write_backup"]
+
+
+def _level(text: str) -> int:
+    level = int(text)
+    if not -7 <= level <= 22:
+        raise ValueError("-7 to 22")
+    return level
+
+
+OPTIONS: Final[Options] = {
+    "level": Option("zstd level, -7 to 22, default 1", _level),
+    "chunk_size": Option(
+        "the unit of deduplication: a power of two from 4KiB to 16MiB, default 64KiB, more for disks over 8TiB",
+        parse_size,
+    ),
+    "pack_size": Option("bytes of chunks stored as one object, 1MiB to 1GiB, default 16MiB", parse_size),
+}
+
+
+def write_backup(disk: OpenDisk, wanted: NewImage, job: Job) -> Written:
+    """A new image with one snapshot, which holds every sector of the disk: it is converted, not judged.
+
+    It has its name when the snapshot is durable, and not before.
+    """
+    from ferrotype.engine.writing import Written
+
+    chosen = wanted.options or {}
+    options = ImageOptions(
+        _number(chosen.get("level"), 1),
+        chunk_size=_number(chosen.get("chunk_size"), 0) or None,
+        pack_size=_number(chosen.get("pack_size"), 0) or None,
+        encrypt=wanted.secret is not None,
+        disk_bytes=disk.source.size,
+    )
+    opener = PatientOpener(wanted.patience or Patience())
+    with _hidden(wanted.path, replace=wanted.replace) as path:
+        with open_or_create(
+            path, options, _no_secret, lambda _: wanted.secret or _no_secret(path), opener=opener
+        ) as made:
+            named = NamedSource(disk.source, disk_name(disk), as_text(disk.reference.text))
+            statistics = backup(made, [named], BackupOptions(all_sectors=True), job).statistics
+        stored = path.stat().st_blocks * 512
+    copied = Converted(statistics.disk_bytes, statistics.read_bytes, statistics.new_bytes, statistics.seconds)
+    return Written("ferro", copied, stored)
+
+
+def _number(value: object, default: int) -> int:
+    return value if isinstance(value, int) else default
+
+
+def _no_secret(path: Path) -> Secret:
+    raise KeyRefused(f"{path} is not encrypted")
+
+
+@contextmanager
+def _hidden(path: Path, *, replace: bool) -> Iterator[Path]:
+    """A name beside ``path`` for a new image, which takes the place of ``path`` when the block ends well."""
+    final = Path(os.path.realpath(path))  # a symbolic link stays one
+    if replace and len(image_files(final)) > 1:
+        raise Refused(f"{path} is split into several files; remove them, or choose another name")
+    head = os.fsdecode(os.fsencode(final.name)[:230])
+    hidden = final.with_name(f".{head}.{os.urandom(4).hex()}.part")
+    try:
+        yield hidden
+        _put_in_place(hidden, final, replace=replace)
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
+def _put_in_place(hidden: Path, final: Path, *, replace: bool) -> None:
+    try:
+        (os.replace if replace else rename_new)(hidden, final)
+        folder = os.open(final.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except FileExistsError:
+        raise Refused(f"{final} exists by now; remove it, or allow it to be replaced") from None
+    except OSError as error:
+        raise WriteError(f"{final} could not be put in place: {why(error)}") from error
