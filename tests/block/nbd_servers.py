@@ -22,6 +22,23 @@ def qemu_nbd(path: Path, where: Path, *words: str, format: str = "raw", shared: 
     need("qemu-nbd")
     place = where / f"{path.name}.sock"
     argv = ["qemu-nbd", "-r", "-t", "-e", str(shared), "-k", str(place), "-f", format, *words, str(path)]
+    with _listening(argv, place) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def nbdkit(path: Path, where: Path, words: list[str]) -> Iterator[str]:
+    """The address of a raw disk served by nbdkit; the ``words`` name the plug-in ``file`` and how it serves."""
+    need("nbdkit")
+    place = where / f"{path.name}.sock"
+    at = words.index("file") + 1
+    with _listening(["nbdkit", "-f", "-r", "-U", str(place), *words[:at], str(path), *words[at:]], place) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def _listening(argv: list[str], place: Path) -> Iterator[str]:
+    """The address of a server that is started, once its socket is there."""
     with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as process:
         try:
             end = time.monotonic() + 30

@@ -26,7 +26,7 @@ from ferrotype.extents import State
 from ferrotype.stall import Patience
 from ferrotype.testing.sources import check_source
 from ferrotype.units import MiB
-from tests.block.nbd_servers import MAGIC, OPTIONS, Wire, qemu_nbd, served
+from tests.block.nbd_servers import MAGIC, OPTIONS, Wire, nbdkit, qemu_nbd, served
 from tests.machine import run
 
 SIZE = 6 * MiB
@@ -114,6 +114,22 @@ def test_over_tcp(disk: Path, tmp_path: Path) -> None:
             source.close()
         finally:
             server.terminate()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["file"],
+        ["--no-sr", "file"],
+        ["--mask-handshake=0", "file"],
+        ["--filter=blocksize-policy", "file", "blocksize-minimum=4096", "blocksize-error-policy=error"],
+        ["--filter=noparallel", "file", "serialize=connections"],
+    ],
+    ids=["plain", "no structured replies", "old handshake", "whole blocks", "one connection at a time"],
+)
+def test_another_server(disk: Path, tmp_path: Path, words: list[str]) -> None:
+    with nbdkit(disk, tmp_path, words) as address:
+        check_source(lambda: opened(address), disk.read_bytes(), rounds=30)
 
 
 def test_nobody_there(tmp_path: Path) -> None:

@@ -73,6 +73,10 @@ def test_every_field_set_to_what_it_must_not_be(tmp_path: Path) -> None:
         with pytest.raises(InvalidImage):
             read(broken.source, 0, 512)
         broken.close()
+    used = next(at for at in range(512, 4096, 4) if image[at : at + 4] != b"\xff" * 4)
+    path.write_bytes(with_bytes(image, 512, image[used : used + 4] * 2))
+    with pytest.raises(InvalidImage, match="names a block twice"):
+        opened(path)
     for length in [*range(0, 1000, 13), *range(1000, len(image), 30_000)]:
         path.write_bytes(image[:length])
         survives(path, "bochs")

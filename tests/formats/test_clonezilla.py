@@ -18,7 +18,7 @@ from ferrotype.block.memory import MemoryDisk
 from ferrotype.block.views import Slice
 from ferrotype.errors import DeviceError, FerrotypeError, FormatError, InvalidImage, NotAllowed, UnsupportedError
 from ferrotype.extents import State
-from ferrotype.formats import Image, clonezilla_streams
+from ferrotype.formats import Image
 from ferrotype.formats.clonezilla_streams import Spool, unpacked
 from ferrotype.formats.registry import open_folder
 from ferrotype.formats.related import Related
@@ -311,7 +311,7 @@ def test_a_stream_that_is_cut_or_damaged_is_never_zeros(compression: str, made: 
 def test_no_room_for_what_is_unpacked(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, _ = make_folder(tmp_path, made, "gpt", "gz")
     usage = shutil.disk_usage(tempfile.gettempdir())
-    monkeypatch.setattr(clonezilla_streams.shutil, "disk_usage", lambda _: usage._replace(free=MiB))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=MiB))
     with pytest.raises(DeviceError, match="TMPDIR"):
         opened(folder)
 

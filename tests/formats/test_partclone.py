@@ -17,6 +17,7 @@ from ferrotype.block import read
 from ferrotype.block.memory import MemoryDisk
 from ferrotype.errors import FormatError, InvalidImage
 from ferrotype.extents import State
+from ferrotype.formats import partclone_blocks, partclone_sums
 from ferrotype.formats.registry import open_file
 from ferrotype.formats.related import Related
 from ferrotype.job import NullJob
@@ -182,7 +183,7 @@ def test_damage_is_found_where_partclone_finds_it(options: tuple[str, ...], tmp_
     good = clone(volume(tmp_path / "volume", "ext4"), "ext4", *options).read_bytes()
     rng = random.Random(5)
     begin = 110 + 12 * KiB // 8 + 4
-    places = [begin, begin + 5 * KiB + 2, len(good) - 1, *(rng.randrange(begin, len(good)) for _ in range(4))]
+    places = [begin, begin + 5 * KiB + 2, len(good) - 1, *(rng.randrange(begin, len(good)) for _ in range(2))]
     images = [tmp_path / f"{at}.pcl" for at in places]
     for at, image in zip(places, images, strict=True):
         image.write_bytes(good[:at] + bytes([good[at] ^ 0x10]) + good[at + 1 :])
@@ -264,8 +265,10 @@ def new_image(
     head += struct.pack("<H16s", values["endian"], b"EXTFS")
     head += struct.pack("<QQQQIIHHHHIBB", *(values[name] for name in names), values["reseed"], values["bitmap"])
     image = head + struct.pack("<I", crc(head))
-    number = sum(1 << at for at, block in enumerate(blocks) if block is not None)
-    bitmap = number.to_bytes(-(-len(blocks) // 8), "little")
+    bits = bytearray(-(-len(blocks) // 8))
+    for at, block in enumerate(blocks):
+        bits[at // 8] |= (block is not None) << at % 8
+    bitmap = bytes(bits)
     if bitmap_mode == 1:
         image += bitmap + struct.pack("<I", crc(bitmap))
     elif bitmap_mode == 8:
@@ -315,11 +318,17 @@ def test_version_1_with_either_size_of_its_sums(room: int, odd: int, tmp_path: P
     opening.close()
 
 
-def test_the_sum_of_version_1_sees_first_bytes_alone(tmp_path: Path) -> None:
+def test_the_sum_of_version_1_sees_first_bytes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partclone_sums, "_WINDOW", 5000)
     blocks = some_blocks(300, 512, seed=2)
     image = bytearray(old_image(blocks, 512))
     begin = 4160 + 300 + 8
     path = tmp_path / "old.pcl"
+    path.write_bytes(image)
+    opening = opened(path)
+    assert opening.check is not None
+    assert opening.check(NullJob()) == []
+    opening.close()
     for at, seen in [(begin, True), (begin + 516 * 90, True), (begin + 516 * 90 + 1, False), (begin + 513, True)]:
         damaged = bytearray(image)
         damaged[at] ^= 0x40
@@ -339,7 +348,11 @@ def test_every_kind_of_sum_at_any_cut(mode: int, reseed: bool, size: int, per_su
     image = open_file(disk, Related.nothing())
     assert image.check is not None
     assert image.check(NullJob()) == []
-    check_source(lambda: image.source, content_of(blocks, size), rounds=60)
+    content = content_of(blocks, size)
+    check_source(lambda: image.source, content, rounds=60)
+    for end in range(size, len(content), size):  # to both sides of every checksum
+        assert read(image.source, end - 1, 1) == content[end - 1 : end]
+        assert read(image.source, end - 1, 2) == content[end - 1 : end + 1]
     if not mode:
         return
     for at in (-1, -size // 2, 110 + -(-len(blocks) // 8) + 4):
@@ -377,14 +390,19 @@ def test_many_pages_of_bitmap() -> None:
     assert image.check(NullJob()) == []
 
 
-def test_pages_that_are_all_alike() -> None:
+@pytest.mark.parametrize("octets", [False, True])
+def test_pages_that_are_all_alike(octets: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages of which every block is used, and none, with odd ends on both sides."""
-    page = 8 * 64 * KiB
+    page = 512
+    monkeypatch.setattr(partclone_blocks, "PAGE", page // 8)
+    monkeypatch.setattr(partclone_blocks, "PAGE_BLOCKS", page)
     count = 5 * page + 77
     used = [*range(3), *range(page - 2, 2 * page + 9), count - 1]
     block = {at: at.to_bytes(8, "little") * 64 for at in used}
     blocks: list[bytes | None] = [block.get(at) for at in range(count)]
-    image = open_file(MemoryDisk(new_image(blocks, 512, per_sum=1000)), Related.nothing())
+    whole = new_image(blocks, 512, per_sum=1000, bitmap_mode=8 if octets else 1)
+    image = open_file(MemoryDisk(whole), Related.nothing())
+    check_source(lambda: image.source, content_of(blocks, 512), rounds=60)
     for first in (0, 2, page - 3, page, page + 1, 2 * page - 5, 2 * page + 5, 3 * page - 2, count - 3):
         length = min(12, count - first)
         wanted = b"".join(blocks[at] or bytes(512) for at in range(first, first + length))

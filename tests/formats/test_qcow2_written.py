@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,12 @@ def test_compressed_clusters_lie_close_together(tmp_path: Path, kind: str) -> No
     found: Any = json.loads(run("qemu-img", "check", "--output=json", ours))
     assert found["compressed-clusters"] == len(content) // (64 * KiB) * 3 // 4
     assert found["allocated-clusters"] == len(content) // (64 * KiB)
+    pack = zstd_frame if kind == "zstd" else partial(deflate, wbits=-12)
+    text = rng.randbytes(MiB).hex().encode()
+    alone = make_image(tmp_path / "alone.qcow2", "qcow2", text, f"compression_type={kind}", compress=True)
+    packed = sum(len(pack(text[at : at + 64 * KiB])) for at in range(0, len(text), 64 * KiB))
+    tables = 5  # header, L2 and L1 table, reference counts and their table
+    assert alone.stat().st_size == (-(-packed // (64 * KiB)) + tables) * 64 * KiB
 
 
 @pytest.mark.parametrize("compress", [False, True])

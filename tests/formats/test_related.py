@@ -9,7 +9,7 @@ import pytest
 
 from ferrotype.block import Source, read
 from ferrotype.block.file import FileSource
-from ferrotype.errors import FormatError, InvalidImage, NotAllowed
+from ferrotype.errors import FormatError, InvalidImage, NotAllowed, UnsupportedError
 from ferrotype.formats.related import MAX_DEPTH, Related
 from tests.formats.judges import opened
 from tests.machine import run
@@ -161,5 +161,8 @@ def test_names_beside_an_image(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "c.aff4").write_bytes(b"")
-    assert Related(tmp_path / "a.raw").names_beside(".aff4") == ["a.AFF4", "b.aff4"]
-    assert Related.nothing().names_beside(".aff4") == []
+    related = Related(tmp_path / "a.raw", [tmp_path / "sub"])
+    assert related.siblings(".aff4", "volume", 3) == ["a.AFF4", "b.aff4", str(tmp_path / "sub" / "c.aff4")]
+    with pytest.raises(UnsupportedError, match="at most 2"):
+        related.siblings(".aff4", "volume", 2)
+    assert Related.nothing().siblings(".aff4", "volume", 3) == []

@@ -198,6 +198,13 @@ def test_entries_of_the_block_map(tmp_path: Path) -> None:
         image.close()
 
 
+def test_one_block_for_many(tmp_path: Path) -> None:
+    image = opened(built(tmp_path / "a.vdi", 3 * BLOCK, [0, FREE, 0], bytes(2 * BLOCK)))
+    with pytest.raises(InvalidImage, match="names a block twice"):
+        image.source.extents(0, 3 * BLOCK)
+    image.close()
+
+
 def test_files_cut_short(tmp_path: Path) -> None:
     table, body, _ = layer(MiB, 3)
     image = built(tmp_path / "good.vdi", MiB, table, body).read_bytes()

@@ -362,6 +362,18 @@ def test_entries_of_the_bat(tmp_path: Path, dynamic: bytes) -> None:
         image.close()
 
 
+def test_one_block_for_many(tmp_path: Path) -> None:
+    """A bitmap of every other sector, used for a whole disk, would be a file of KiB with runs without end."""
+    built(tmp_path / "parent.vhd", MiB, {}, unique_id=PARENT_ID)
+    blocks = {number: (list(range(0, 128, 2)), bytes(BLOCK)) for number in range(16)}
+    child = built(tmp_path / "child.vhd", MiB, blocks, kind=4, parent=PARENT_ID, name="parent.vhd")
+    opened(child).close()
+    image = child.read_bytes()
+    child.write_bytes(with_bytes(image, 1536, image[1536:1540] * 16))
+    with pytest.raises(InvalidImage, match="names a block twice"):
+        opened(child)
+
+
 def test_files_cut_short(tmp_path: Path, dynamic: bytes) -> None:
     path = tmp_path / "a.vhd"
     opens = 0

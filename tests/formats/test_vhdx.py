@@ -461,6 +461,8 @@ def _logs(plain: Path) -> dict[str, tuple[bytes, int, bytes]]:
     }
 
 
+# It does not look for the tail (section 2.3.1.1: where the sequence begins), and fails on more than 126 descriptors.
+_NOT_BY_QEMU = ("the tail is gone", "before the tail nothing counts", "more than a sector of descriptors")
 _LOGS = [
     "one entry",
     "the later entry counts",
@@ -490,8 +492,8 @@ def test_the_log_is_replayed_in_memory(tmp_path: Path, plain: Path, name: str) -
     assert any("not closed properly" in warning for warning in image.warnings)
     image.close()
     assert path.read_bytes() == before
-    if name in ("the tail is gone", "more than a sector of descriptors"):
-        return  # qemu takes the first for valid, against section 2.3.2, and fails on entries like the second
+    if name in _NOT_BY_QEMU:
+        return
     other = tmp_path / "replayed.vhdx"
     shutil.copy(path, other)
     run("qemu-img", "check", "-r", "all", "-f", "vhdx", other)

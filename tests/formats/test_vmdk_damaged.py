@@ -233,6 +233,23 @@ def test_the_last_grain_of_a_stream_is_checked_as_well(tmp_path: Path) -> None:
         refused(path, "compressed data")
 
 
+def test_extents_without_end_take_no_memory_without_end(tmp_path: Path, sparse_image: tuple[bytes, bytes]) -> None:
+    head = bytearray(sparse_image[0][:512])
+    tables = 1 << 21
+    for offset, value in [(12, tables * 65_536), (28, 0), (36, 0), (48, 0), (56, 128)]:
+        struct.pack_into("<Q", head, offset, value)
+    with (tmp_path / "s.vmdk").open("wb") as file:
+        file.write(head)
+        file.truncate(65_536 + 4 * tables)
+    lines = [f'RW 2048 SPARSE "{"./" * number}s.vmdk"' for number in range(400)]
+    refused(build.write_descriptor(tmp_path / "a.vmdk", lines, "custom"), "grain tables", UnsupportedError)
+    (tmp_path / "z.vmdk").write_bytes(build.stream(CONTENT[:MiB]))
+    build.write_descriptor(tmp_path / "a.vmdk", ['RW 2048 SPARSE "z.vmdk"'] * 17, "custom")
+    refused(tmp_path / "a.vmdk", "compressed extents", UnsupportedError)
+    build.write_descriptor(tmp_path / "a.vmdk", ['RW 2048 SPARSE "z.vmdk"'] * 3, "custom")
+    assert whole(tmp_path / "a.vmdk") == CONTENT[:MiB] * 3
+
+
 def test_the_check_opens_every_grain(tmp_path: Path) -> None:
     path = tmp_path / "a.vmdk"
     data = build.stream(CONTENT[: 3 * MiB])

@@ -313,10 +313,18 @@ def test_folders_that_lie_in_each_other_end(tmp_path: Path) -> None:
     (tmp_path / "source" / "first folder" / "second folder").mkdir(parents=True)
     run("wimlib-imagex", "capture", tmp_path / "source", tmp_path / "a.wim", "--compress=none")
     data = bytearray((tmp_path / "a.wim").read_bytes())
+    table = Wim(MemoryDisk(bytes(data)))
+    before = table._metadata[0][1]
     place = data.index("first folder".encode("utf-16-le")) - 102
     inner = data.index("second folder".encode("utf-16-le")) - 102
     data[inner + 16 : inner + 24] = data[place + 16 : place + 24]  # the second holds what the first does: itself
     assert data[inner + 16 : inner + 24] != bytes(8)
+    with pytest.raises(InvalidImage, match="do not match their SHA-1"):
+        list(Wim(MemoryDisk(bytes(data))).walk())
+    place = data.index(before) - 30  # of the lookup table
+    (size,) = struct.unpack_from("<Q", data, place + 16)
+    (start,) = struct.unpack_from("<Q", data, place + 8)
+    data[place + 30 : place + 50] = hashlib.sha1(data[start : start + size], usedforsecurity=False).digest()
     tree = Wim(MemoryDisk(bytes(data)))
     with pytest.raises(InvalidImage, match="part of another one"):
         list(tree.walk())

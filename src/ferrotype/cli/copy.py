@@ -41,8 +41,7 @@ def command(
     with frame.run() as job, ExitStack() as stack:
         from ferrotype.engine.copy import chosen, copy
         from ferrotype.engine.images import open_or_twin
-        from ferrotype.engine.opening import open_image
-        from ferrotype.engine.opening import image_files
+        from ferrotype.engine.opening import image_files, open_image
         from ferrotype.errors import UsageError
 
         if target_password_file and target_key_file:

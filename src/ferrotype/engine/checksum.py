@@ -27,6 +27,7 @@ from ferrotype.units import MiB
 ALGORITHM: Final = "ferrotype-blake3-tree-v1"
 LEAF: Final = MiB
 FAN_OUT: Final = 256
+_TOGETHER: Final = 4  # leaves that a worker takes at a time
 _DOMAIN: Final = b"ferrotype content hash v1"
 
 
@@ -39,12 +40,11 @@ def checksum(source: Source, job: Job, *, workers: int = 0) -> str:
     extents = source.extents(0, source.size)
     job.begin("hashing", source.size - extents.total(State.ZERO))
     hasher = _Leaves(source, extents)
-    wanted = hasher.wanted(leaves)
-    digests = map_ordered(hasher, wanted, workers=workers or len(os.sched_getaffinity(0)))
     tree = _Tree(levels, leaves)
-    for number, digest in zip(hasher.wanted(leaves), digests, strict=True):
-        tree.add(number, digest)
-        job.advance(min(LEAF, source.size - number * LEAF))
+    for hashed in map_ordered(hasher, hasher.wanted(leaves), workers=workers or len(os.sched_getaffinity(0))):
+        for number, digest in hashed:
+            tree.add(number, digest)
+            job.advance(min(LEAF, source.size - number * LEAF))
     last = tree.finish(hasher.last_zero())
     return blake3(_DOMAIN + source.size.to_bytes(8, "little") + last).hexdigest()
 
@@ -57,17 +57,23 @@ class _Leaves:
         self._extents = extents
         self._local = threading.local()
 
-    def wanted(self, leaves: int) -> _Ranges:
-        """Numbers of the leaves that are not known to be zero, ascending."""
+    def wanted(self, leaves: int) -> Iterator[range]:
+        """Numbers of the leaves that are not known to be zero, ascending, a few that follow each other at a time."""
         starts, ends = self._extents.runs(State.ZERO, present=False)
-        return _Ranges(
-            [(s // LEAF, -(-e // LEAF)) for s, e in zip(starts.tolist(), ends.tolist(), strict=True)], leaves
-        )
+        at = 0
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            last = min(-(-end // LEAF), leaves)
+            for first in range(max(start // LEAF, at), last, _TOGETHER):
+                yield range(first, min(first + _TOGETHER, last))
+            at = max(at, last)
 
-    def __call__(self, number: int) -> bytes:
+    def __call__(self, numbers: range) -> list[tuple[int, bytes]]:
         buffer: memoryview | None = getattr(self._local, "buffer", None)
         if buffer is None:
             buffer = self._local.buffer = aligned_buffer(LEAF)
+        return [(number, self._digest(number, buffer)) for number in numbers]
+
+    def _digest(self, number: int, buffer: memoryview) -> bytes:
         view = buffer[: min(LEAF, self._source.size - number * LEAF)]
         self._source.read_into(number * LEAF, view)
         return blake3(view).digest()
@@ -75,20 +81,6 @@ class _Leaves:
     def last_zero(self) -> bytes:
         """Digest of the last leaf, were it zeros."""
         return blake3(bytes(self._source.size % LEAF or LEAF)).digest()
-
-
-class _Ranges:
-    """Numbers in ascending, possibly touching or overlapping ranges, each once; can be gone through again."""
-
-    def __init__(self, ranges: list[tuple[int, int]], end: int) -> None:
-        self._ranges = ranges
-        self._end = end
-
-    def __iter__(self) -> Iterator[int]:
-        at = 0
-        for first, last in self._ranges:
-            yield from range(max(first, at), min(last, self._end))
-            at = max(at, last)
 
 
 class _Tree:

@@ -92,6 +92,9 @@ def _images(volume: Volume) -> list[str]:
     raise UnsupportedError("the AFF4 volume holds no disk image")
 
 
+_MOST_SIBLINGS: Final = 1000  # files that are looked into for a stream
+
+
 class _Volumes:
     """The volume that was opened, and those beside it that it needs."""
 
@@ -103,7 +106,6 @@ class _Volumes:
         self.owner = stack  # of the volumes' files
         self._related = related
         self._map_bytes = 0
-        self._names = [] if related.path is None else related.names_beside(".aff4")
         self._opened: dict[str, Source] = {}
 
     # ------------------------------------------------------------------ streams
@@ -193,7 +195,7 @@ class _Volumes:
         for volume in self._all:
             if self._has(volume, urn):
                 return volume
-        for name in self._names:
+        for name in self._related.siblings(".aff4", "volume of the stream", _MOST_SIBLINGS):
             beside = self._beside(name, urn)
             if beside is not None:
                 return beside
@@ -212,7 +214,7 @@ class _Volumes:
     def _beside(self, name: str, urn: str) -> Volume | None:
         """The volume in a file beside, where it is one that has the stream; others are closed again."""
         own = self._related.path is not None and name == self._related.path.name
-        file = None if own or len(self._all) >= MOST_VOLUMES else self._related.sibling(name, "volume")
+        file = None if own or len(self._all) >= MOST_VOLUMES else self._related.file(name, "volume")
         if file is None:
             return None
         with ExitStack() as stack:

@@ -35,6 +35,7 @@ _V1, _V2 = 0x00010000, 0x00020000
 _NONE: Final = 0xFFFFFFFF
 _MAX_EXTENT: Final = 8 * MiB  # bytes; Bochs itself goes no further
 _CELLS: Final = 1 << 18  # sectors looked at one by one at a time
+_MAX_CATALOG: Final = 1 << 20  # entries
 _BITMAPS_KEPT: Final = 4 * MiB
 
 
@@ -104,6 +105,7 @@ class _Extents:
         self._sectors = header.extent // SECTOR
         self._bitmap = -(-header.bitmap // SECTOR) * SECTOR  # bytes it takes up
         self._table = Table(file, header.header, header.catalog, "<u4", "catalog")
+        self._table.check_distinct(_NONE, _MAX_CATALOG)
         self._bitmaps: Kept[int, bytes] = Kept(_BITMAPS_KEPT, len)
 
     def mapping(self, offset: int, length: int) -> Mapping:

@@ -17,19 +17,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
-from uuid import UUID
 
-from ferrotype.block import Source, Traits, read
-from ferrotype.block.file import check_read
+from ferrotype.block import Source, read
 from ferrotype.block.memory import MemoryDisk
 from ferrotype.block.views import Concat, Slice
 from ferrotype.errors import FormatError, InvalidImage, UnsupportedError, UsageError
-from ferrotype.extents import ExtentMap, State
 from ferrotype.formats import MAX_SIZE, Image, ntfsclone, partclone
+from ferrotype.formats.clonezilla_disk import composed, swap_page
 from ferrotype.formats.clonezilla_streams import COMPRESSIONS, Spool, unpacked
 from ferrotype.formats.clonezilla_tables import (
     Partition,
@@ -55,24 +53,6 @@ _IMAGE: Final = re.compile(
     rf"(?:\.(?P<compression>{'|'.join(COMPRESSIONS)}|lrz|uncomp))?(?:\.(?P<split>[a-z]{{2}}))?"
 )
 _NAME: Final = re.compile(r"[\w.!-]{1,64}")
-
-
-class Blank:
-    """Zeros that nothing was saved of."""
-
-    def __init__(self, size: int, sector_size: int) -> None:
-        self.size = size
-        self.traits = Traits(sector_size=sector_size)
-
-    def read_into(self, offset: int, buf: memoryview, /) -> None:
-        check_read("blank", self.size, offset, len(buf))
-        buf[:] = bytes(len(buf))
-
-    def extents(self, offset: int, length: int, /) -> ExtentMap:
-        return ExtentMap.uniform(offset, length, State.ZERO | State.HOLE)
-
-    def close(self) -> None:
-        """Nothing."""
 
 
 @dataclass(slots=True)
@@ -312,14 +292,14 @@ class _Folder:
             source = self._partition(one, unit)
             if source is not None and source.size:
                 pieces.append((one.start * unit, source))
-        return _composed(pieces, size, unit)
+        return composed(pieces, size, unit)
 
     def _partition(self, one: Partition, unit: int) -> Source | None:
         room = one.size * unit
         source = self.parts.get(one.name)
         if source is None and self.has(f"swappt-{one.name}.info"):
             self.placed.add(one.name)
-            return MemoryDisk(_swap(self.text(f"swappt-{one.name}.info"), room)) if room >= 64 * KiB else None
+            return MemoryDisk(swap_page(self.text(f"swappt-{one.name}.info"), room)) if room >= 64 * KiB else None
         if source is None:
             return None
         self.placed.add(one.name)
@@ -389,42 +369,3 @@ def _grown(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
         if len(head) >= size:
             break
     yield head[:size]
-
-
-def _swap(info: str, size: int) -> bytes:
-    """The first page of a swap partition; mkswap(8), include/linux/swap.h of Linux."""
-    found = dict(re.findall(r'^(UUID|LABEL)="?([^"\n]{0,64})"?$', info, re.MULTILINE))
-    page = bytearray(4 * KiB)
-    page[1024:1028] = (1).to_bytes(4, "little")
-    page[1028:1032] = min(size // len(page) - 1, 0xFFFFFFFF).to_bytes(4, "little")
-    with suppress(ValueError):
-        page[1036:1052] = UUID(found.get("UUID", "")).bytes
-    label = found.get("LABEL", "").encode()[:15]
-    page[1052 : 1052 + len(label)] = label
-    page[-10:] = b"SWAPSPACE2"
-    return bytes(page)
-
-
-def _composed(pieces: list[tuple[int, Source]], size: int, sector_size: int) -> Source:
-    """Pieces at their places, zeros between.  Raises InvalidImage where they overlap or lie outside."""
-    row: list[Source] = []
-    at = 0
-    for start, source in sorted(pieces, key=lambda piece: piece[0]):
-        if start < at:
-            raise InvalidImage("saved parts of the disk overlap", offset=start)
-        if start > at:
-            row.append(Blank(start - at, sector_size))
-        row.append(source)
-        at = start + source.size
-    if at > size:
-        raise InvalidImage("saved parts lie behind the end of the disk", offset=at)
-    if at < size:
-        row.append(Blank(size - at, sector_size))
-    return Sectored(row, sector_size)
-
-
-class Sectored(Concat):
-    """Sources in a row, as a disk whose sectors have a size that is known."""
-
-    def __init__(self, sources: list[Source], sector_size: int) -> None:
-        super().__init__([Blank(0, sector_size), *sources])

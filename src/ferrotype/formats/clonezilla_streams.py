@@ -170,7 +170,6 @@ class Spool:
         self.traits = Traits()
         self._size = limit if size is None else size
         try:
-            self.head = b""  # the first bytes
             if size is None:
                 self._need(limit, whole=False)
                 if self._done > limit or not self._ended:

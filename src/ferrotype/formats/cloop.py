@@ -30,6 +30,7 @@ __all__ = ["open", "probe"]
 
 _PREAMBLE: Final = b"#!/bin/sh\n#V2.0 Format\n"
 _MAX_BLOCK: Final = 64 * MiB  # bytes; blocks have 64 to 256 KiB
+_MAX_BLOCKS: Final = 1 << 26
 _WINDOW: Final = 1 << 16  # blocks mapped at a time
 
 
@@ -60,6 +61,8 @@ def open(file: Source, related: Related) -> Image:  # noqa: ARG001
     size = block * header.num_blocks
     if size > MAX_SIZE:
         raise InvalidImage(f"a disk of {size} bytes", offset=132, field="num_blocks")
+    if header.num_blocks > _MAX_BLOCKS:
+        raise UnsupportedError(f"{header.num_blocks} blocks; at most {_MAX_BLOCKS} are read", field="num_blocks")
     source = MappedSource(file, _Blocks(file, header), size, name="cloop")
     return Image("cloop", source, facts={"unit": block, "compression": "zlib"}, close=file.close)
 

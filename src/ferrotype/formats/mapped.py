@@ -249,9 +249,12 @@ class MappedSource:
         check_read(self._name, self._size, offset, length)
         if length == 0:
             return ExtentMap.uniform(offset, 0)
-        parts = list(self._mappings(offset, length))
-        own = ExtentMap.concat([ExtentMap.joined(part.bounds, _STATES[part.kinds]) for part in parts])
-        starts, ends = self._zeros_stored(parts)
+        maps, stored = [], []
+        for part in self._mappings(offset, length):  # none is kept: they may be many times larger than their extents
+            maps.append(ExtentMap.joined(part.bounds, _STATES[part.kinds]))
+            stored.append(self._long_stored(part))
+        own = ExtentMap.concat(maps)
+        starts, ends = self._zeros_stored(stored)
         if len(starts):
             own = merge(own, ExtentMap.from_runs(offset, length, starts, ends, State.ZERO))
         inside = min(max(self._parent.size - offset, 0), length) if self._parent is not None else 0
@@ -260,18 +263,19 @@ class MappedSource:
             lower.insert(0, self._parent.extents(offset, inside))
         return overlay(own, ExtentMap.concat([part for part in lower if part.length]))
 
-    def _zeros_stored(self, parts: Sequence[Mapping]) -> tuple[Offsets, Offsets]:
+    def _long_stored(self, part: Mapping) -> Offsets:
+        """Three rows: starts of the long STORED runs, and where they start and end in the file."""
+        lengths = np.minimum(np.diff(part.bounds), self._file.size - part.places)
+        long = (part.kinds == Kind.STORED) & (part.places >= 0) & (lengths >= _WORTH_ASKING)
+        return np.stack([part.bounds[:-1][long], part.places[long], part.places[long] + lengths[long]])
+
+    def _zeros_stored(self, stored: Sequence[Offsets]) -> tuple[Offsets, Offsets]:
         """Starts and ends of what the file has holes for, in its long STORED runs.
 
         So a fixed or preallocated image in a sparse file is as quick to go through as a raw one.  The file is asked
         once for all of them: where a hole ends, tmpfs finds out by a walk over all pages up to there.
         """
-        found = []
-        for part in parts:
-            lengths = np.minimum(np.diff(part.bounds), self._file.size - part.places)
-            long = (part.kinds == Kind.STORED) & (part.places >= 0) & (lengths >= _WORTH_ASKING)
-            found.append(np.stack([part.bounds[:-1][long], part.places[long], part.places[long] + lengths[long]]))
-        at, low, high = np.concatenate(found, axis=1)
+        at, low, high = np.concatenate(stored, axis=1)
         if not len(at):
             return at, at
         start = int(low.min())

@@ -141,7 +141,7 @@ def open_tree(file: Source, related: Related, format: str | None = None) -> Tree
 def open_folder(path: Path, related: Related, format: str | None = None) -> Image:
     """Open an image that is a folder of files, such as Clonezilla's.  Raises UsageError where it is none."""
     name = recognise_folder(path) if format is None else format
-    module = _module(name) if name is not None else None
+    module: object = _module(name) if name is not None else None
     if not isinstance(module, Folder):
         raise UsageError(f"{path} is a folder, and no disk image that ferrotype knows")
     return module.open_folder(path, related)
@@ -150,7 +150,7 @@ def open_folder(path: Path, related: Related, format: str | None = None) -> Imag
 def recognise_folder(path: Path) -> str | None:
     """Name of the format that a folder is an image of, or None where it shows no sign of one."""
     for name in FOLDERS:
-        module = _module(name) if FORMATS[name].module else None
+        module: object = _module(name) if FORMATS[name].module else None
         if isinstance(module, Folder) and module.probe_folder(path):
             return name
     return None

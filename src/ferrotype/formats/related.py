@@ -84,23 +84,14 @@ class Related:
         For formats that know another file by its content alone.  Raises UnsupportedError where there are more than
         ``most``.
         """
-        if self.path is None:
-            return []
-        names = [name for name in _names_in(self.path.parent) if name.lower().endswith(suffix)]
+        beside = dict.fromkeys(name for folder in _homes(self.path) for name in _names_in(folder))
+        names = [name for name in beside if name.lower().endswith(suffix)]
         for one in self._allowed:
             found = [one / name for name in _names_in(one)] if one.is_dir() else [one]
             names += [str(path) for path in found if path.name.lower().endswith(suffix)]
         if len(names) > most:
             raise UnsupportedError(f"{len(names)} files may be the {what}; at most {most} are looked at")
         return names
-
-    def names_beside(self, suffix: str) -> list[str]:
-        """Names of what is in the folder of the image and ends so, sorted, at most 1000; ``sibling`` opens them."""
-        names: set[str] = set()
-        for folder in _homes(self.path):
-            with contextlib.suppress(OSError), os.scandir(folder) as entries:
-                names.update(entry.name for entry in entries if entry.name.lower().endswith(suffix))
-        return sorted(names)[:1000]
 
     def inside(self) -> Related:
         """The same for the files in the folder that ``path`` is: names are resolved in it, and lead no further."""

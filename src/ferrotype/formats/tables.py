@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferrotype.block import Source, read_exactly
-from ferrotype.errors import InvalidImage
+from ferrotype.errors import InvalidImage, UnsupportedError
 from ferrotype.formats.mapped import Kept, Kind, Mapping, cells
 from ferrotype.units import KiB, MiB
 
@@ -57,6 +57,20 @@ class Table:
                 return length + int(other.argmax())
             length += len(piece)
         return length
+
+    def check_distinct(self, none: int, most: int) -> None:
+        """That no two blocks of the disk share one of the file, where a few bytes would stand for a great many runs.
+
+        Reads all of the table: raises UnsupportedError where it has more than ``most`` entries.
+        """
+        if self.count > most:
+            raise UnsupportedError(
+                f"a {self.what} of {self.count} entries; at most {most} are read", offset=self.offset
+            )
+        entries = self.slice(0, self.count) if self.count else np.zeros(0, np.int64)
+        used = np.sort(entries[entries != none])
+        if (np.diff(used) == 0).any():
+            raise InvalidImage(f"the {self.what} names a block twice", offset=self.offset, field=self.what)
 
     def _parts(self, first: int, count: int) -> Iterator[NDArray[np.unsignedinteger]]:
         while count:

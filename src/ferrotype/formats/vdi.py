@@ -244,6 +244,8 @@ class _Blocks:
         entries = self._table.slice(first, min(count, _WINDOW))
         places = disk.data_offset + entries * (disk.block + disk.extra) + disk.extra
         stored = entries < ZERO
+        if (np.diff(places[stored]) == 0).any():
+            raise InvalidImage("the block map names a block twice", offset=self._table.offset, field="block map")
         outside = stored & (places >= self._file.size)
         if outside.any():
             raise InvalidImage(

@@ -53,6 +53,7 @@ _BY_GEOMETRY: Final = (b"vpc ", b"vs  ", b"qemu")  # creators whose disks have t
 _MAX_BLOCK: Final = 256 * MiB  # bytes; blocks have 512 KiB to a few MiB
 _WINDOW: Final = 1 << 18  # blocks mapped at a time
 _CELLS: Final = 1 << 18  # sectors mapped at a time where they have to be looked at one by one
+_MOST_LAYERED: Final = 1 << 22  # blocks of a differencing disk: 2 TiB of the smallest that Windows makes
 _BITMAPS_KEPT: Final = 4 * MiB
 _SUBFORMATS: Final = {FIXED: "fixed", 3: "dynamic", DIFFERENCING: "differencing"}
 
@@ -160,6 +161,8 @@ class _Blocks:
         if header.TableOffset < Footer.SIZE or at - 4 * header.MaxTableEntries < header.TableOffset < at + 1024:
             raise InvalidImage("the BAT overlaps a header", offset=header.TableOffset, field="TableOffset")
         self._table = Table(file, header.TableOffset, header.MaxTableEntries, ">u4", "BAT")
+        if self._layered:
+            self._table.check_distinct(UNUSED, _MOST_LAYERED)
         self._taken = ((0, Footer.SIZE), (at, at + DynamicHeader.SIZE), (self._table.offset, self._table.end))
         self._bitmaps: Kept[int, bytes] = Kept(_BITMAPS_KEPT, len)
 

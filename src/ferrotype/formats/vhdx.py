@@ -6,8 +6,8 @@
     payload    nothing: the parent's, or zeros     zero, unmapped, undefined: zeros
                present: all of it here             partially: here where the bitmap has a bit, else the parent's
 
-The structures before are in ``vhdx_records``, changes that were only logged in ``vhdx_log``; what is written by
-``vhdx_writer``.  Written from [MS-VHDX], whose section numbers are cited where they matter.
+The heads are in ``vhdx_records``, the sizes and the parent's name in ``vhdx_metadata``, changes that were only logged
+in ``vhdx_log``; ``vhdx_writer`` makes files.  Written from [MS-VHDX]; section numbers are cited where they matter.
 """
 
 from __future__ import annotations
@@ -25,15 +25,8 @@ from ferrotype.formats import Image
 from ferrotype.formats.mapped import Kept, Kind, MappedSource, Mapping, cells
 from ferrotype.formats.related import Related
 from ferrotype.formats.vhdx_log import replay
-from ferrotype.formats.vhdx_records import (
-    FileIdentifier,
-    Metadata,
-    Region,
-    current_header,
-    disk_metadata,
-    guid_text,
-    regions,
-)
+from ferrotype.formats.vhdx_metadata import Metadata, disk_metadata
+from ferrotype.formats.vhdx_records import FileIdentifier, Region, current_header, guid_text, regions
 from ferrotype.formats.vhdx_writer import OPTIONS, create
 from ferrotype.job import Job
 from ferrotype.units import KiB, MiB

@@ -25,28 +25,30 @@ from ferrotype.block.file import FileSink, check_write
 from ferrotype.block.outputs import Outputs
 from ferrotype.errors import UsageError
 from ferrotype.formats import Option, Options, Spec
-from ferrotype.formats.vhdx_records import (
-    BAT,
+from ferrotype.formats.vhdx_metadata import (
     DISK_ID,
     FILE_PARAMETERS,
-    HEADER_SIZE,
-    HEADERS,
     IS_REQUIRED,
     IS_VIRTUAL_DISK,
     LEAVE_BLOCK_ALLOCATED,
     LOGICAL_SECTOR_SIZE,
     MAX_DISK,
-    METADATA,
     PHYSICAL_SECTOR_SIZE,
-    REGION_TABLES,
-    TABLE_SIZE,
     VIRTUAL_DISK_SIZE,
-    FileIdentifier,
     FileParameters,
-    Header,
     Metadata,
     MetadataEntry,
     MetadataTable,
+)
+from ferrotype.formats.vhdx_records import (
+    BAT,
+    HEADER_SIZE,
+    HEADERS,
+    METADATA,
+    REGION_TABLES,
+    TABLE_SIZE,
+    FileIdentifier,
+    Header,
     RegionEntry,
     RegionTable,
     sealed,
@@ -241,7 +243,7 @@ def _metadata_region(metadata: Metadata) -> bytes:
     ]
     table = MetadataTable(b"metadata", 0, len(items), bytes(20)).pack()
     content = b""
-    for guid, flags, item in items:
-        table += MetadataEntry(guid, TABLE_SIZE + len(content), len(item), flags, 0).pack()
+    for name, flags, item in items:
+        table += MetadataEntry(name, TABLE_SIZE + len(content), len(item), flags, 0).pack()
         content += item
     return table.ljust(TABLE_SIZE, b"\0") + content

@@ -1,8 +1,8 @@
 """VMDK, the disks of VMware.
 
     descriptor ──> extent: FLAT, VMFS           a part of a file, as it is
-               ──> extent: SPARSE, VMFSSPARSE,  grains found through tables: vmdk_sparse, vmdk_sesparse
-                           SESPARSE
+               ──> extent: SPARSE, VMFSSPARSE,  grains found through tables: vmdk_sparse, vmdk_cowd,
+                           SESPARSE             vmdk_sesparse
                ──> extent: ZERO                 nothing
                ──> parent                       another VMDK, which shows through the holes; known by its CID
 
@@ -24,9 +24,11 @@ from ferrotype.errors import InvalidImage, UnsupportedError
 from ferrotype.formats import Image
 from ferrotype.formats.mapped import Kind, MappedSource, Mapping
 from ferrotype.formats.related import Related
+from ferrotype.formats.vmdk_cowd import COWD_MAGIC, open_cowd
 from ferrotype.formats.vmdk_descriptor import MAX_DESCRIPTOR, NO_PARENT, SECTOR, Descriptor, Extent, parse
 from ferrotype.formats.vmdk_sesparse import CONST_MAGIC, open_sesparse
-from ferrotype.formats.vmdk_sparse import COWD_MAGIC, MAGIC, Sparse, carried_descriptor, open_cowd, open_hosted
+from ferrotype.formats.vmdk_sparse import MAGIC, Sparse, carried_descriptor, open_hosted
+from ferrotype.formats.vmdk_tables import KeptGrains, keep_grains
 from ferrotype.formats.vmdk_writer import OPTIONS, create
 from ferrotype.job import Job
 
@@ -34,11 +36,13 @@ __all__ = ["OPTIONS", "create", "open", "probe"]
 
 _TEXT: Final = b"# disk descriptorfile"
 _SE_MAGIC: Final = CONST_MAGIC.to_bytes(8, "little")
-_SPARSE: Final[dict[bytes, Callable[[Source], Sparse]]] = {
+_SPARSE: Final[dict[bytes, Callable[[Source, KeptGrains], Sparse]]] = {
     MAGIC: open_hosted,
     COWD_MAGIC: open_cowd,
     _SE_MAGIC[:4]: open_sesparse,
 }
+_MOST_TABLES: Final = 1 << 22  # of all extents; what they take in memory is 16 bytes each
+_MOST_COMPRESSED: Final = 16  # extents, each of which keeps some unpacked grains
 _TYPES: Final = re.compile(
     r"monolithic(sparse|flat)|(twogb|2gb)maxextent(sparse|flat)|streamoptimized|vmfs|vmfs(sparse|thin|preallocated)|"
     r"vmfseagerzeroedthick|sesparse|custom",
@@ -72,7 +76,7 @@ def open(file: Source, related: Related) -> Image:
         elif head[:4] == MAGIC and (text := carried_descriptor(file)) is not None:
             image = build.described(parse(text), file)
         else:
-            image = build.alone(_SPARSE[head[:4]](file), file)
+            image = build.alone(_SPARSE[head[:4]](file, build.kept), file)
         build.keep = stack.pop_all()
     return image
 
@@ -86,6 +90,7 @@ class _Building:
     keep: ExitStack = field(default_factory=ExitStack)  # what the image closes
     files: dict[str, Source] = field(default_factory=dict)
     found: list[Sparse] = field(default_factory=list)
+    kept: KeptGrains = field(default_factory=keep_grains)
     warnings: list[str] = field(default_factory=list)
 
     # ------------------------------------------------------------------ disks
@@ -234,14 +239,23 @@ class _Building:
         if opener is None:
             raise InvalidImage(f"the extent {name!r} is no sparse extent", offset=0)
         try:
-            sparse = opener(file)
+            sparse = opener(file, self.kept)
         except InvalidImage as error:
             raise InvalidImage(f"the extent {name!r}: {error}") from None
         self.found.append(sparse)
+        self._check_room()
         size = self._extent_size(extent, sparse)
         if parent is not None and start:
             parent = Slice(parent, start, min(size, parent.size - start)) if start < parent.size else None
         return MappedSource(file, sparse.layout, size, name=f"VMDK extent {name}", parent=parent)
+
+    def _check_room(self) -> None:
+        """Raises UnsupportedError where the extents together would take memory that no real disk does."""
+        tables = sum(sparse.shape.tables for sparse in self.found)
+        if tables > _MOST_TABLES:
+            raise UnsupportedError(f"the sparse extents have more than {_MOST_TABLES} grain tables")
+        if sum(sparse.compressed for sparse in self.found) > _MOST_COMPRESSED:
+            raise UnsupportedError(f"the disk has more than {_MOST_COMPRESSED} compressed extents")
 
     def _file(self, name: str) -> Source:
         """The file of an extent; extents may share one."""

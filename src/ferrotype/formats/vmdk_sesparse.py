@@ -24,7 +24,7 @@ from ferrotype.formats import MAX_SIZE
 from ferrotype.formats.mapped import Kind
 from ferrotype.formats.vmdk_descriptor import SECTOR
 from ferrotype.formats.vmdk_sparse import Sparse, Stored, check_tables
-from ferrotype.formats.vmdk_tables import BAD, Grains, GrainTables, Shape, read_directory
+from ferrotype.formats.vmdk_tables import BAD, Grains, GrainTables, KeptGrains, Shape, read_directory
 from ferrotype.records import Record, record, u64
 
 __all__ = ["CONST_MAGIC", "VOLATILE_MAGIC", "open_sesparse"]
@@ -77,7 +77,7 @@ class VolatileHeader(Record):
     pad: Annotated[bytes, "480s"]
 
 
-def open_sesparse(file: Source) -> Sparse:
+def open_sesparse(file: Source, kept: KeptGrains | None = None) -> Sparse:
     """The extent in a file that begins with ``CONST_MAGIC``."""
     header = ConstHeader.unpack(read_exactly(file, 0, ConstHeader.SIZE, "the const header"))
     expected = {"version": VERSION, "grain_size": GRAIN, "grain_table_size": TABLE, "flags": 0}
@@ -94,10 +94,9 @@ def open_sesparse(file: Source) -> Sparse:
             raise InvalidImage(f"the {field} lies outside the file", field=f"{field}_offset")
     _check_volatile(header, file)
     shape = Shape(header.capacity * SECTOR, GRAIN * SECTOR, TABLE * SECTOR // 8, "<u8")
-    tables = GrainTables(
-        file, shape, _directory(header, file, shape), _SeGrains(header.grains_offset, header.grains_size, file.size)
-    )
-    return Sparse("seSparse", Stored(tables), shape.size, shape.grain)
+    decode = _SeGrains(header.grains_offset, header.grains_size, file.size)
+    tables = GrainTables(file, shape, _directory(header, file, shape), decode, kept=kept)
+    return Sparse("seSparse", Stored(tables), shape)
 
 
 def _check_volatile(header: ConstHeader, file: Source) -> None:

@@ -1,8 +1,7 @@
-"""Sparse extents of VMDK: those of hosted products, compressed streams, and the older ones of ESX (COWD).
+"""Sparse extents of VMDK as hosted products make them, and compressed streams.
 
 hosted    | header | descriptor | redundant directory | its tables | directory | tables | grain | grain | ...
 stream    | header | descriptor | grain, grain ... table | grain ... table | directory | footer | end of stream |
-COWD      | header | directory | tables and grains |
 
 In a stream everything behind the descriptor is led by a marker; a grain's is its first sector on the disk and its
 length when compressed, and the rest of it follows at once:
@@ -11,8 +10,7 @@ length when compressed, and the rest of it follows at once:
     | sectors (8) | 0 (4) | type (4) | up to a sector |      type 0 end of stream, 1 table, 2 directory, 3 footer
 
 A stream's header may not know where the directory will be (GD_AT_END); its footer, a copy of the header, does.
-Written from VMware's "Virtual Disk Format 5.0", sections "Hosted Sparse Extents", "ESXi Host Sparse Extents" and
-"Stream-Optimized Compressed".
+Written from VMware's "Virtual Disk Format 5.0", sections "Hosted Sparse Extents" and "Stream-Optimized Compressed".
 """
 
 # ruff: noqa: N815  the fields are called as the specification calls them
@@ -34,27 +32,28 @@ from ferrotype.formats import MAX_SIZE
 from ferrotype.formats.codecs import inflate
 from ferrotype.formats.mapped import Kind, Layout
 from ferrotype.formats.vmdk_descriptor import MAX_DESCRIPTOR, SECTOR
-from ferrotype.formats.vmdk_tables import BAD, Grains, GrainTables, Shape, read_directory
+from ferrotype.formats.vmdk_tables import BAD, Grains, GrainTables, KeptGrains, Shape, read_directory
 from ferrotype.job import Job
 from ferrotype.pipeline import map_ordered
 from ferrotype.records import Record, b4, record, u8, u16, u32, u64
 
 __all__ = [
-    "COWD_MAGIC",
     "GD_AT_END",
     "MAGIC",
+    "UNCLEAN",
     "Marker",
+    "SectorGrains",
     "Sparse",
     "SparseExtentHeader",
     "Stored",
     "carried_descriptor",
     "check_tables",
-    "open_cowd",
+    "checked_shape",
+    "directory_of",
     "open_hosted",
 ]
 
 MAGIC: Final = b"KDMV"
-COWD_MAGIC: Final = b"COWD"
 NEWLINES: Final = b"\n \r\n"
 GD_AT_END: Final = (1 << 64) - 1
 PER_TABLE: Final = 512
@@ -65,10 +64,7 @@ END_OF_STREAM, GRAIN_TABLE, GRAIN_DIRECTORY, FOOTER = range(4)
 _ALL_FLAGS: Final = NEWLINE_TEST | REDUNDANT | ZEROED_GRAINS | COMPRESSED | MARKERS
 _MOST_GRAIN: Final = 1 << 16  # sectors: 32 MiB
 _MOST_PACKED: Final = 1 << 12  # sectors of a grain that is compressed: 2 MiB, and each thread may hold some
-_COWD_PER_TABLE: Final = 4096
-_COWD_ROOT, _COWD_CHECKABLE, _COWD_INCONSISTENT = 1, 2, 4
-_COWD_FLAGS: Final = _COWD_ROOT | _COWD_CHECKABLE | _COWD_INCONSISTENT
-_UNCLEAN: Final = "the disk was not closed properly by its last writer: what was written last may be missing"
+UNCLEAN: Final = "the disk was not closed properly by its last writer: what was written last may be missing"
 _MOST_NUMBER: Final = 1 << 31  # grains of a compressed extent: their numbers share a place with a sector
 
 
@@ -102,36 +98,13 @@ class Marker(Record):
     type: u32
 
 
-@record(endian="<", size=2048)
-class CowdHeader(Record):
-    """ESXi Host Sparse Extents."""
-
-    magicNumber: b4
-    version: u32
-    flags: u32
-    numSectors: u32
-    grainSize: u32  # sectors
-    gdOffset: u32  # sectors
-    numGDEntries: u32
-    freeSector: u32
-    parent: Annotated[bytes, "1028s"]  # of a delta: file name and generation; else the geometry
-    generation: u32
-    name: Annotated[bytes, "60s"]
-    description: Annotated[bytes, "512s"]
-    savedGeneration: u32
-    reserved: Annotated[bytes, "8s"]
-    uncleanShutdown: u32
-    padding: Annotated[bytes, "396s"]
-
-
 @dataclass(frozen=True, slots=True)
 class Sparse:
     """A sparse extent, opened."""
 
     subformat: str  # what it is called where no descriptor says it
     layout: Layout
-    size: int  # bytes of the disk in it
-    grain: int  # bytes
+    shape: Shape
     descriptor: bytes | None = None
     compressed: bool = False
     dirty: bool = False
@@ -139,11 +112,21 @@ class Sparse:
     warnings: tuple[str, ...] = ()
     check: Callable[[Job], list[str]] | None = None  # proves the checksums of compressed grains
 
+    @property
+    def size(self) -> int:
+        """Bytes of the disk in it."""
+        return self.shape.size
+
+    @property
+    def grain(self) -> int:
+        """Bytes."""
+        return self.shape.grain
+
 
 # ---------------------------------------------------------------------- hosted
 
 
-def open_hosted(file: Source) -> Sparse:
+def open_hosted(file: Source, kept: KeptGrains | None = None) -> Sparse:
     """The extent in a file that begins with ``MAGIC``."""
     header = SparseExtentHeader.unpack(read_exactly(file, 0, SparseExtentHeader.SIZE, "the header"))
     _check_header(header, file)
@@ -152,20 +135,19 @@ def open_hosted(file: Source) -> Sparse:
     if at_end:
         header = _footer(header, file)
     compressed = header.compressAlgorithm == DEFLATE
-    shape = _shape(header.capacity, header.grainSize, PER_TABLE, "<u4", compressed=compressed)
+    shape = checked_shape(header.capacity, header.grainSize, PER_TABLE, "<u4", compressed=compressed)
     metadata = max(SECTOR, (header.descriptorOffset + header.descriptorSize) * SECTOR if descriptor else 0)
-    decode = _HostedGrains(file.size, metadata, header.flags, compressed=compressed)
+    decode = SectorGrains(file.size, metadata, header.flags, compressed=compressed)
     directory, copy, warnings = _directories(header, file, shape)
-    tables = GrainTables(file, shape, directory, decode, copy=copy)
+    tables = GrainTables(file, shape, directory, decode, copy=copy, kept=kept)
     dirty = bool(header.uncleanShutdown) and not compressed
     if dirty:
-        warnings.append(_UNCLEAN)
+        warnings.append(UNCLEAN)
     packed = _Packed(tables, file, markers=bool(header.flags & MARKERS)) if compressed else None
     return Sparse(
         "streamOptimized" if compressed else "monolithicSparse",
         packed or Stored(tables),
-        shape.size,
-        shape.grain,
+        shape,
         descriptor,
         compressed=compressed,
         dirty=dirty,
@@ -207,7 +189,7 @@ def _check_header(header: SparseExtentHeader, file: Source) -> None:
         )
 
 
-def _shape(capacity: int, grain: int, per_table: int, dtype: str, *, compressed: bool = False) -> Shape:
+def checked_shape(capacity: int, grain: int, per_table: int, dtype: str, *, compressed: bool = False) -> Shape:
     """The sizes of an extent, checked; ``capacity`` and ``grain`` in sectors."""
     most = _MOST_PACKED if compressed else _MOST_GRAIN
     if not 0 < grain <= most or grain & (grain - 1):
@@ -258,11 +240,11 @@ def _directories(
     copy = None
     if header.flags & REDUNDANT and header.rgdOffset:
         try:
-            copy = _directory(file, header.rgdOffset, shape, "redundant grain directory", "rgdOffset")
+            copy = directory_of(file, header.rgdOffset, shape, "redundant grain directory", "rgdOffset")
         except InvalidImage as error:
             damage = str(error)
     try:
-        directory = _directory(file, header.gdOffset, shape, "grain directory", "gdOffset")
+        directory = directory_of(file, header.gdOffset, shape, "grain directory", "gdOffset")
     except InvalidImage as error:
         if copy is None:
             raise
@@ -272,7 +254,7 @@ def _directories(
     return directory, copy, []
 
 
-def _directory(file: Source, sector: int, shape: Shape, what: str, field: str) -> NDArray[np.int64]:
+def directory_of(file: Source, sector: int, shape: Shape, what: str, field: str) -> NDArray[np.int64]:
     """A grain directory as offsets in the file, all tables inside it and none over another."""
     if not 0 < sector <= file.size // SECTOR:
         raise InvalidImage(f"the {what} lies at sector {sector}, outside the file", field=field)
@@ -297,7 +279,7 @@ def check_tables(offsets: NDArray[np.int64], shape: Shape, file: Source, start: 
 
 
 @dataclass(frozen=True, slots=True)
-class _HostedGrains:
+class SectorGrains:
     """Decodes the entries of hosted and COWD tables: sectors in the file, 0 for a hole."""
 
     file_size: int
@@ -384,35 +366,3 @@ def _inflate_last(data: bytes, least: int, most: int) -> bytes:
     if not stream.eof or not least <= len(plain) <= most:
         raise InvalidImage(f"compressed data holds {len(plain)} bytes where {least} are needed")
     return plain
-
-
-# ---------------------------------------------------------------------- COWD
-
-
-def open_cowd(file: Source) -> Sparse:
-    """The extent in a file that begins with ``COWD_MAGIC``."""
-    header = CowdHeader.unpack(read_exactly(file, 0, CowdHeader.SIZE, "the header"))
-    if header.version != 1:
-        raise UnsupportedError(f"COWD extents of version {header.version} cannot be read", offset=4, field="version")
-    if header.flags & ~_COWD_FLAGS:
-        raise UnsupportedError(f"the flags {header.flags:#x} mean something unknown", offset=8, field="flags")
-    shape = _shape(header.numSectors, header.grainSize, _COWD_PER_TABLE, "<u4")
-    if header.numGDEntries < shape.tables:
-        raise InvalidImage(
-            f"{header.numGDEntries} grain tables are too few for {header.numSectors} sectors",
-            offset=24,
-            field="numGDEntries",
-        )
-    directory = _directory(file, header.gdOffset, shape, "grain directory", "gdOffset")
-    decode = _HostedGrains(file.size, CowdHeader.SIZE, 0)
-    tables = GrainTables(file, shape, directory, decode)
-    dirty = bool(header.uncleanShutdown or header.flags & _COWD_INCONSISTENT)
-    return Sparse(
-        "vmfsSparse",
-        Stored(tables),
-        shape.size,
-        shape.grain,
-        dirty=dirty,
-        warnings=(_UNCLEAN,) if dirty else (),
-        delta=not header.flags & _COWD_ROOT and header.parent[:1] != b"\0",
-    )

@@ -22,7 +22,7 @@ from ferrotype.extents import State
 from ferrotype.formats.mapped import Kept, Kind, Mapping, cells
 from ferrotype.units import MiB
 
-__all__ = ["BAD", "Decode", "GrainTables", "Grains", "Shape", "read_directory"]
+__all__ = ["BAD", "Decode", "GrainTables", "Grains", "KeptGrains", "Shape", "keep_grains", "read_directory"]
 
 BAD: Final = 255  # kind of an entry that cannot be; reading there raises
 
@@ -33,6 +33,14 @@ _MOST_TABLES: Final = 1 << 22  # 128 TiB of the usual grains; 32 MiB of memory
 _GROUP: Final = 16384  # grains whose tables are read at a time
 _KEPT: Final = 32 * MiB  # bytes of decoded tables kept
 _MANY: Final = 4096  # tables from which on it pays to ask the file for its holes first
+
+
+KeptGrains = Kept[tuple[object, int], Grains]  # by tables and number of the group
+
+
+def keep_grains() -> KeptGrains:
+    """Room for the decoded tables of one disk."""
+    return Kept(_KEPT, lambda group: group[0].nbytes + group[1].nbytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +88,12 @@ class GrainTables:
         decode: Decode,
         *,
         copy: NDArray[np.int64] | None = None,
+        kept: KeptGrains | None = None,
     ) -> None:
         """``directory``: offsets of tables in the file, which lie inside it; 0: none, all its grains are holes.
 
-        ``copy`` is the redundant directory, whose tables stand in for those that hold impossible entries.
+        ``copy`` is the redundant directory, whose tables stand in for those that hold impossible entries.  ``kept``
+        may be shared by the extents of a disk.
         """
         self._file, self.shape, self._decode = file, shape, decode
         self._directory, self._copy = _without_holes(file, directory, shape.table_bytes), copy
@@ -91,7 +101,7 @@ class GrainTables:
         padded = np.zeros(-(-len(directory) // self._each) * self._each, bool)
         padded[: len(directory)] = self._directory != 0
         self._present = np.flatnonzero(padded.reshape(-1, self._each).any(axis=1))  # groups that have a table
-        self._groups: Kept[int, Grains] = Kept(_KEPT, lambda group: group[0].nbytes + group[1].nbytes)
+        self._groups = kept if kept is not None else keep_grains()
 
     def mapping(self, offset: int, length: int, /) -> Mapping:
         grain, span = self.shape.grain, self._each * self.shape.span
@@ -101,7 +111,7 @@ class GrainTables:
         if following != number:
             end = offset + length if following is None else min(following * span, offset + length)
             return Mapping.uniform(offset, end - offset, Kind.HOLE)
-        kinds, places = self._groups.of(number, self._load)
+        kinds, places = self._groups.of((self, number), lambda _: self._load(number))
         start, end = number * span, min((number + 1) * span, offset + length)
         first, last = (offset - start) // grain, -(-(end - start) // grain)
         kinds, places = kinds[first:last], places[first:last]

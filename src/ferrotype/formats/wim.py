@@ -149,7 +149,7 @@ class Wim:
         if (flags & _SOLID).any():
             raise UnsupportedError("solid WIM files (.esd) are not read; wimlib-imagex export makes a plain one")
         self._part, self._parts = header.part, header.parts
-        self._metadata = [Place.unpack(row.tobytes()) for row in found[flags & _METADATA != 0]]
+        self._metadata = [(Place.unpack(row.tobytes()), row.tobytes()[-20:]) for row in found[flags & _METADATA != 0]]
         contents = found[flags & _METADATA == 0]
         self._contents = contents[np.argsort(contents["digest"], kind="stable")]
         self._folders: dict[int, Folders] = {}
@@ -221,7 +221,10 @@ class Wim:
 
     def _image(self, number: int) -> Folders:
         if number not in self._folders:
-            data = self._load(self._metadata[number - 1], MAX_METADATA, f"folders of image {number}")
+            place, digest = self._metadata[number - 1]
+            data = self._load(place, MAX_METADATA, f"folders of image {number}")
+            if hashlib.sha1(data, usedforsecurity=False).digest() != digest:
+                raise InvalidImage(f"the folders of image {number} do not match their SHA-1", offset=place.offset)
             self._folders.clear()  # one image's at a time are in memory
             self._folders[number] = Folders(data)
         return self._folders[number]
