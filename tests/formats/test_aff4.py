@@ -16,8 +16,9 @@ from ferrotype.block import read
 from ferrotype.block.file import FileSource
 from ferrotype.errors import FormatError, InvalidImage, UnsupportedError
 from ferrotype.extents import State
-from ferrotype.formats import aff4, aff4_codecs
-from ferrotype.formats.aff4_turtle import Term, parse
+from ferrotype.formats import aff4
+from ferrotype.formats.aff4 import codecs as aff4_codecs
+from ferrotype.formats.aff4.turtle import Term, parse
 from ferrotype.formats.registry import recognise
 from ferrotype.job import NullJob
 from tests.formats.aff4_files import AFF4, PACKERS, Aff4, ImageStream, Map

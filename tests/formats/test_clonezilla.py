@@ -19,7 +19,7 @@ from ferrotype.block.views import Slice
 from ferrotype.errors import DeviceError, FerrotypeError, FormatError, InvalidImage, NotAllowed, UnsupportedError
 from ferrotype.extents import State
 from ferrotype.formats import Image
-from ferrotype.formats.clonezilla_streams import Spool, unpacked
+from ferrotype.formats.clonezilla.streams import Spool, unpacked
 from ferrotype.formats.registry import open_folder
 from ferrotype.formats.related import Related
 from ferrotype.job import NullJob

@@ -15,9 +15,10 @@ import pytest
 from ferrotype.block import read
 from ferrotype.errors import FormatError, InvalidImage, UnsupportedError, UsageError
 from ferrotype.extents import State
-from ferrotype.formats import dmg, lzfse
-from ferrotype.formats.adc import unadc
-from ferrotype.formats.dmg_check import crc_of_zeros
+from ferrotype.formats import dmg
+from ferrotype.formats.dmg import lzfse
+from ferrotype.formats.dmg.adc import unadc
+from ferrotype.formats.dmg.check import crc_of_zeros
 from ferrotype.formats.registry import open_folder
 from ferrotype.formats.related import Related
 from ferrotype.job import NullJob

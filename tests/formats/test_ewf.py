@@ -15,8 +15,9 @@ import pytest
 from ferrotype.block import read
 from ferrotype.block.outputs import Outputs
 from ferrotype.errors import FerrotypeError, FormatError, InvalidImage, UnsupportedError, UsageError
-from ferrotype.formats import Spec, ewf_segment_writer, ewf_segments, ewf_tables
-from ferrotype.formats.ewf_segments import segment_name
+from ferrotype.formats import Spec
+from ferrotype.formats.ewf import segment_writer, segments, tables
+from ferrotype.formats.ewf.segments import segment_name
 from ferrotype.formats.registry import writer
 from ferrotype.job import NullJob
 from tests.formats.judges import (
@@ -102,7 +103,7 @@ def test_chunks_of_other_sizes(tmp_path: Path, format: str, sectors: int) -> Non
 
 @pytest.mark.parametrize(("format", "second"), [("encase6", ".E02"), ("smart", ".s02"), ("encase1", ".E02")])
 def test_segments_are_read_as_one(tmp_path: Path, format: str, second: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ewf_segments, "_OPEN", 1)  # so that segments are closed and opened again
+    monkeypatch.setattr(segments, "_OPEN", 1)  # so that segments are closed and opened again
     content = np.random.default_rng(1).bytes(5 * MiB)
     path = acquired(tmp_path, content, format, "-c", "none", "-S", "1048576")
     assert path.with_suffix(second).exists()
@@ -114,8 +115,8 @@ def test_segments_are_read_as_one(tmp_path: Path, format: str, second: str, monk
 
 
 def test_tables_in_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ewf_tables, "_PAGE", 7)
-    monkeypatch.setattr(ewf_tables, "_KEPT", 40)
+    monkeypatch.setattr(tables, "_PAGE", 7)
+    monkeypatch.setattr(tables, "_KEPT", 40)
     path = acquired(tmp_path, CONTENT, "encase6", "-c", "fast")
     check_reader(path, CONTENT, rounds=40)
 
@@ -197,7 +198,7 @@ def test_the_sleuth_kit_agrees(tmp_path: Path) -> None:
 
 
 def test_large_segments_count_offsets_from_a_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ewf_segment_writer, "_REACH", MiB)  # as if 31 bits did not reach further
+    monkeypatch.setattr(segment_writer, "_REACH", MiB)  # as if 31 bits did not reach further
     content = np.random.default_rng(2).bytes(5 * MiB)
     path = make_image(tmp_path / "disk.E01", "ewf", content)
     data = path.read_bytes()

@@ -11,7 +11,7 @@ import pytest
 from ferrotype.block import read
 from ferrotype.errors import FerrotypeError, FormatError, InvalidImage, UnsupportedError
 from ferrotype.extents import State
-from ferrotype.formats import ewf2
+from ferrotype.formats.ewf import ewf2
 from ferrotype.job import NullJob
 from tests.formats.judges import KiB, check_reader, opened, random_disk
 from tests.formats.test_ewf import digest_of, sealed

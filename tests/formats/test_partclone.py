@@ -17,7 +17,8 @@ from ferrotype.block import read
 from ferrotype.block.memory import MemoryDisk
 from ferrotype.errors import FormatError, InvalidImage
 from ferrotype.extents import State
-from ferrotype.formats import partclone_blocks, partclone_sums
+from ferrotype.formats.partclone import blocks as block_maps
+from ferrotype.formats.partclone import sums
 from ferrotype.formats.registry import open_file
 from ferrotype.formats.related import Related
 from ferrotype.job import NullJob
@@ -319,7 +320,7 @@ def test_version_1_with_either_size_of_its_sums(room: int, odd: int, tmp_path: P
 
 
 def test_the_sum_of_version_1_sees_first_bytes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partclone_sums, "_WINDOW", 5000)
+    monkeypatch.setattr(sums, "_WINDOW", 5000)
     blocks = some_blocks(300, 512, seed=2)
     image = bytearray(old_image(blocks, 512))
     begin = 4160 + 300 + 8
@@ -394,8 +395,8 @@ def test_many_pages_of_bitmap() -> None:
 def test_pages_that_are_all_alike(octets: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages of which every block is used, and none, with odd ends on both sides."""
     page = 512
-    monkeypatch.setattr(partclone_blocks, "PAGE", page // 8)
-    monkeypatch.setattr(partclone_blocks, "PAGE_BLOCKS", page)
+    monkeypatch.setattr(block_maps, "PAGE", page // 8)
+    monkeypatch.setattr(block_maps, "PAGE_BLOCKS", page)
     count = 5 * page + 77
     used = [*range(3), *range(page - 2, 2 * page + 9), count - 1]
     block = {at: at.to_bytes(8, "little") * 64 for at in used}

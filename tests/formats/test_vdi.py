@@ -15,7 +15,7 @@ from ferrotype.errors import FormatError, InvalidImage, UnsupportedError, UsageE
 from ferrotype.extents import State
 from ferrotype.formats import Spec
 from ferrotype.formats.vdi import create
-from ferrotype.formats.vdi_writer import Header
+from ferrotype.formats.vdi.writer import Header
 from tests.formats.corpus import check_virtual_disk, entries
 from tests.formats.hostile import bad_values, fields_of, survives, with_bytes
 from tests.formats.judges import (

@@ -13,8 +13,8 @@ import pytest
 from ferrotype.block import read
 from ferrotype.errors import FormatError, InvalidImage, NotAllowed, UnsupportedError, UsageError
 from ferrotype.extents import State
-from ferrotype.formats.vhd_records import DynamicHeader, Footer, checksum
-from ferrotype.formats.vhd_writer import geometry
+from ferrotype.formats.vhd.records import DynamicHeader, Footer, checksum
+from ferrotype.formats.vhd.writer import geometry
 from tests.formats.corpus import check_virtual_disk, entries
 from tests.formats.hostile import bad_values, fields_of, survives, with_bytes
 from tests.formats.judges import (

@@ -18,7 +18,7 @@ from ferrotype.errors import FerrotypeError, FormatError, InvalidImage, Unsuppor
 from ferrotype.formats.registry import open_file, open_tree, recognise
 from ferrotype.formats.related import Related
 from ferrotype.formats.wim import Header, Wim
-from ferrotype.formats.wim_chunks import unlzx, unxpress
+from ferrotype.formats.wim.chunks import unlzx, unxpress
 from tests.cli.program import PROGRAM
 from tests.formats.corpus import entries
 from tests.formats.judges import KiB

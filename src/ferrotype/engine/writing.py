@@ -6,9 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
+from ferrotype.block import Source
 from ferrotype.block.file import FileSource
+from ferrotype.block.memory import MemoryDisk
 from ferrotype.block.outputs import Outputs
+from ferrotype.block.views import Concat
 from ferrotype.engine.convert import Converted, copy
 from ferrotype.engine.references import OpenDisk
 from ferrotype.engine.targets import refuse_harm
@@ -21,6 +25,8 @@ from ferrotype.repository.keys import Secret
 from ferrotype.stall import Patience
 
 __all__ = ["NewImage", "Written", "check_image", "chosen_format", "options_help", "parse_options", "write_image"]
+
+SECTOR: Final = 512  # bytes; the least that every format keeps whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +96,13 @@ def write_image(disk: OpenDisk, wanted: NewImage, job: Job) -> Written:
 
     Raises Refused where that would overwrite something it may not.
     """
-    source = disk.source
     check_image(disk, wanted)
     if wanted.format == "ferro":
         from ferrotype.engine.writing_backup import write_backup
 
         return write_backup(disk, wanted, job)
     module: Writable = writer(wanted.format)
+    source = disk.source if wanted.format == "raw" else _whole_sectors(disk.source, job)
     with (
         _backing(wanted) as (backing, below),
         Outputs(
@@ -112,6 +118,15 @@ def write_image(disk: OpenDisk, wanted: NewImage, job: Job) -> Written:
             return Written(wanted.format, done, outputs.stored_bytes())
         finally:
             sink.close()
+
+
+def _whole_sectors(source: Source, job: Job) -> Source:
+    """The source, with zeros behind it where it ends within a sector: no disk of a virtual machine does."""
+    missing = -source.size % SECTOR
+    if not missing:
+        return source
+    job.note(f"the disk ends within a sector: {missing} bytes of zeros are put behind it")
+    return Concat([source, MemoryDisk(missing)])
 
 
 def check_image(disk: OpenDisk, wanted: NewImage, doing: str = "converted") -> None:

@@ -11,7 +11,6 @@ unless the user allows a folder or file by name.  A chain of images has at most 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from collections.abc import Callable, Sequence
