@@ -9,12 +9,10 @@ from pathlib import Path
 import pytest
 
 from ferrotype.block import read
-from ferrotype.errors import FormatError, InvalidImage, UnsupportedError
+from ferrotype.errors import InvalidImage, UnsupportedError
 from ferrotype.formats.bochs import Header
-from tests.formats.corpus import check_virtual_disk, entries
 from tests.formats.hostile import bad_values, fields_of, survives, with_bytes
 from tests.formats.judges import MiB, check_reader, content_of, opened
-from tests.machine import unpack
 
 
 def built(
@@ -80,13 +78,3 @@ def test_every_field_set_to_what_it_must_not_be(tmp_path: Path) -> None:
     for length in [*range(0, 1000, 13), *range(1000, len(image), 30_000)]:
         path.write_bytes(image[:length])
         survives(path, "bochs")
-
-
-@pytest.mark.parametrize("entry", entries("bochs"), ids=lambda entry: str(entry["id"]))
-def test_the_corpus(tmp_path: Path, entry: dict[str, object]) -> None:
-    path = unpack(entry, tmp_path)
-    if entry["expect"] == "refuse":
-        with pytest.raises(FormatError):
-            opened(path)
-    else:
-        check_virtual_disk(entry, path)

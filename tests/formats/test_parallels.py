@@ -16,10 +16,8 @@ from ferrotype.formats.parallels import Header
 from ferrotype.formats.registry import open_folder
 from ferrotype.formats.related import Related
 from ferrotype.testing.sources import check_source
-from tests.formats.corpus import check_virtual_disk, entries
 from tests.formats.hostile import bad_values, fields_of, survives, with_bytes
 from tests.formats.judges import KiB, MiB, check_reader, content_of, opened, scattered
-from tests.machine import unpack
 
 GUIDS = [f"{{0000000{number}-1111-2222-3333-44444444444{number}}}" for number in range(5)]
 NONE = "{00000000-0000-0000-0000-000000000000}"
@@ -102,16 +100,6 @@ def test_every_field_set_to_what_it_must_not_be(tmp_path: Path) -> None:
     for length in [*range(0, 400, 13), *range(400, len(image), 30_000)]:
         path.write_bytes(image[:length])
         survives(path, "parallels")
-
-
-@pytest.mark.parametrize("entry", entries("parallels", "parallels-hds"), ids=lambda entry: str(entry["id"]))
-def test_the_corpus(tmp_path: Path, entry: dict[str, object]) -> None:
-    path = unpack(entry, tmp_path)
-    if entry["expect"] == "refuse":
-        with pytest.raises(FormatError):
-            opened(path)
-    else:
-        check_virtual_disk(entry, path)
 
 
 # ---------------------------------------------------------------------- a folder of them

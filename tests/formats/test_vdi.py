@@ -11,12 +11,11 @@ import pytest
 
 from ferrotype.block import read
 from ferrotype.block.outputs import Outputs
-from ferrotype.errors import FormatError, InvalidImage, UnsupportedError, UsageError
+from ferrotype.errors import InvalidImage, UnsupportedError, UsageError
 from ferrotype.extents import State
 from ferrotype.formats import Spec
 from ferrotype.formats.vdi import create
 from ferrotype.formats.vdi.writer import Header
-from tests.formats.corpus import check_virtual_disk, entries
 from tests.formats.hostile import bad_values, fields_of, survives, with_bytes
 from tests.formats.judges import (
     KiB,
@@ -31,7 +30,7 @@ from tests.formats.judges import (
     scattered,
     zero_bytes,
 )
-from tests.machine import run, unpack
+from tests.machine import run
 
 FREE, ZERO = 0xFFFFFFFF, 0xFFFFFFFE
 BLOCK = 32 * KiB  # of the disks built here: small, so that there are many
@@ -214,16 +213,6 @@ def test_files_cut_short(tmp_path: Path) -> None:
         path.write_bytes(image[:length])
         opens += survives(path, "vdi")
     assert opens > 5
-
-
-@pytest.mark.parametrize("entry", entries("vdi"), ids=lambda entry: str(entry["id"]))
-def test_the_corpus(tmp_path: Path, entry: dict[str, object]) -> None:
-    path = unpack(entry, tmp_path)
-    if entry["expect"] == "refuse":
-        with pytest.raises(FormatError):
-            opened(path)
-    else:
-        check_virtual_disk(entry, path)
 
 
 # ---------------------------------------------------------------------- written

@@ -15,7 +15,6 @@ from ferrotype.errors import FormatError, InvalidImage, NotAllowed, UnsupportedE
 from ferrotype.extents import State
 from ferrotype.formats.vhd.records import DynamicHeader, Footer, checksum
 from ferrotype.formats.vhd.writer import geometry
-from tests.formats.corpus import check_virtual_disk, entries
 from tests.formats.hostile import bad_values, fields_of, survives, with_bytes
 from tests.formats.judges import (
     KiB,
@@ -30,7 +29,7 @@ from tests.formats.judges import (
     scattered,
     zero_bytes,
 )
-from tests.machine import need, run, unpack
+from tests.machine import need, run
 
 BLOCK = 64 * KiB  # of the disks built here: small, so that there are many
 PARENT_ID, CHILD_ID, OTHER_ID = (uuid.UUID(int=number).bytes for number in (1, 2, 3))
@@ -390,16 +389,6 @@ def test_what_is_not_supported(tmp_path: Path, field: int, value: int) -> None:
     path.write_bytes(bytes(MiB) + footer)
     with pytest.raises(UnsupportedError):
         opened(path)
-
-
-@pytest.mark.parametrize("entry", entries("vhd"), ids=lambda entry: str(entry["id"]))
-def test_the_corpus(tmp_path: Path, entry: dict[str, object]) -> None:
-    path = unpack(entry, tmp_path)
-    if entry["expect"] == "refuse":
-        with pytest.raises(FormatError):
-            opened(path)
-    else:
-        check_virtual_disk(entry, path)
 
 
 # ---------------------------------------------------------------------- written
