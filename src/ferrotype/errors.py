@@ -28,6 +28,8 @@ attributes.  Only the command line turns a class into an exit code.
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class FerrotypeError(Exception):
     """Base of every error ferrotype raises on purpose."""
@@ -51,6 +53,12 @@ class FormatError(FerrotypeError):
         super().__init__(f"{message} ({', '.join(facts)})" if facts else message)
         self.offset = offset
         self.field = field
+
+    def of(self, what: str) -> Self:
+        """The same, with the name of the file or device whose bytes they are before the sentence."""
+        if what not in str(self):
+            self.args = (f"{what}: {self}",)
+        return self
 
 
 class InvalidImage(FormatError):

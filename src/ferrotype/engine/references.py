@@ -23,7 +23,7 @@ from ferrotype.block.file import FileSource
 from ferrotype.block.views import Slice
 from ferrotype.engine.opening import SecretSource, image_files, open_image
 from ferrotype.engine.survey import Survey, Volume, survey
-from ferrotype.errors import UsageError
+from ferrotype.errors import FormatError, UsageError
 from ferrotype.formats import Image
 from ferrotype.formats.registry import RAW_SUFFIXES, open_file, open_folder, recognise
 from ferrotype.formats.related import Related
@@ -184,7 +184,10 @@ def open_disk(text: str, access: Access, job: Job) -> Iterator[OpenDisk]:
         finally:
             source.close()
         return
-    image, related = _open_image(reference.path, access, job)
+    try:
+        image, related = _open_image(reference.path, access, job)
+    except FormatError as error:
+        raise error.of(str(reference.path)) from None
     try:
         for warning in image.warnings:
             job.warn(f"{reference.path}: {warning}")
