@@ -181,7 +181,12 @@ LIST: Final = Job(
 )
 
 INTO: Final = tuple(
-    Job(f"convert raw to {form.name}", "day1", form.write, (Rival(form.write_rival, wall=form.to),))
+    Job(
+        f"convert raw to {form.name}",
+        "day1",
+        form.write,
+        (Rival(form.write_rival, wall=form.to, most_pairs=form.pairs),),
+    )
     for form in image_jobs.FORMS
 )
 BACK: Final = tuple(
