@@ -21,23 +21,21 @@ from ferrotype.block import Source, read
 from ferrotype.block.device import open_source
 from ferrotype.block.file import FileSource
 from ferrotype.block.views import Slice
-from ferrotype.engine.opening import SecretSource, image_files, open_image
-from ferrotype.engine.survey import Survey, Volume, survey
 from ferrotype.errors import FormatError, UsageError
 from ferrotype.formats import Image
-from ferrotype.formats.registry import RAW_SUFFIXES, open_file, open_folder, recognise
+from ferrotype.formats.registry import FORMATS, RAW_SUFFIXES, open_file, open_folder, recognise
 from ferrotype.formats.related import Related
 from ferrotype.job import Job
-from ferrotype.objects.layout import VOLUME_MAGIC
 from ferrotype.objects.volumes import Opener, PosixFile
-from ferrotype.repository.keys import Secret
-from ferrotype.repository.snapshots import DiskRecord, Snapshot
-from ferrotype.repository.source import SnapshotSource
-from ferrotype.repository.store import Repository
 from ferrotype.stall import Patience
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a disk image of another program needs nothing of these
+    from ferrotype.engine.opening import SecretSource
     from ferrotype.engine.restore import Part
+    from ferrotype.engine.survey import Survey, Volume
+    from ferrotype.repository.keys import Secret
+    from ferrotype.repository.snapshots import DiskRecord, Snapshot
+    from ferrotype.repository.store import Repository
 
 IMAGE_SUFFIX: Final = ".ferro"
 _ADDRESS: Final = re.compile(r"nbds?(\+[a-z]+)?://")
@@ -128,7 +126,11 @@ class OpenDisk:
         """The files or the device that the disk stands in: volumes of a backup, layers of a chain, extents, parts."""
         if self.reference.address is not None:
             return []
-        own = image_files(self.reference.path) if self.format == "ferro" else [self.reference.path]
+        own = [self.reference.path]
+        if self.format == "ferro":
+            from ferrotype.engine.opening import image_files
+
+            own = image_files(self.reference.path)
         return list(dict.fromkeys([*own, *self.opened]))
 
     @property
@@ -146,6 +148,9 @@ def open_disk(text: str, access: Access, job: Job) -> Iterator[OpenDisk]:
     """The disk, or partition, that a reference names."""
     reference = parse(text)
     if is_image(reference, access):
+        from ferrotype.engine.opening import open_image
+        from ferrotype.repository.source import SnapshotSource
+
         repository = open_image(
             reference.path,
             access.secret,
@@ -222,7 +227,8 @@ def is_image(reference: Reference, access: Access) -> bool:
     if reference.path.suffix.lower() == IMAGE_SUFFIX:
         return True  # a damaged one must not pass for a raw disk
     with FileSource(reference.path) as file:
-        if read(file, 0, min(file.size, len(VOLUME_MAGIC))) == VOLUME_MAGIC:
+        magic = FORMATS["ferro"].magics[0][1]
+        if read(file, 0, min(file.size, len(magic))) == magic:
             return True
         return reference.snapshot is not None and recognise(file) is None
 
@@ -262,6 +268,8 @@ def _format_of(path: Path, file: Source, access: Access, job: Job) -> str:
 def _narrowed(disk: OpenDisk) -> OpenDisk:
     if disk.reference.partition is None:
         return disk
+    from ferrotype.engine.survey import survey
+
     volume = find_volume(
         survey(disk.source, sector_size=disk.sector_size, allocation=False), disk.reference.partition
     )

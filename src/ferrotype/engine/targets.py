@@ -6,15 +6,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ferrotype.block import Sink, Source
 from ferrotype.block.device import DeviceSink, open_source
 from ferrotype.block.file import FileSink
 from ferrotype.block.inventory import lies_on, same_storage, uses
-from ferrotype.engine.restore import Part, check_target
 from ferrotype.errors import Refused
 from ferrotype.stall import Patience
 from ferrotype.units import format_size
+
+if TYPE_CHECKING:
+    from ferrotype.engine.restore import Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,8 @@ class Target:
 
 def check_fits(part: Part, target: Path) -> None:
     """Raises Refused where an existing device or file cannot take the part; nothing is opened for writing."""
+    from ferrotype.engine.restore import check_target
+
     source = open_source(target)
     try:
         check_target(part, source)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ferrotype.block import Source
 from ferrotype.block.file import FileSource
@@ -21,8 +21,10 @@ from ferrotype.formats import Backing, Options, Spec, Writable
 from ferrotype.formats.registry import FORMATS, RAW_SUFFIXES, format_of_suffix, open_file, recognise, writer
 from ferrotype.formats.related import Related
 from ferrotype.job import Job
-from ferrotype.repository.keys import Secret
 from ferrotype.stall import Patience
+
+if TYPE_CHECKING:
+    from ferrotype.repository.keys import Secret
 
 __all__ = ["NewImage", "Written", "check_image", "chosen_format", "options_help", "parse_options", "write_image"]
 

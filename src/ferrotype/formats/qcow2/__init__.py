@@ -32,7 +32,6 @@ from ferrotype.formats import Image
 from ferrotype.formats.backing import format_told, open_backing
 from ferrotype.formats.codecs import inflate, unzstd
 from ferrotype.formats.levels import BAD, Geometry, TwoLevels, Words, read_first_level
-from ferrotype.formats.luks import Decrypted, read_phdr, unlock
 from ferrotype.formats.mapped import Kind, MappedSource
 from ferrotype.formats.qcow2.header import (
     AES,
@@ -131,6 +130,8 @@ def _decrypted(
         )
     if method != LUKS:
         return data, None
+    from ferrotype.formats.luks import Decrypted, read_phdr, unlock  # cryptography takes its time to load
+
     value = header.extensions.get(EXT_ENCRYPTION)
     if value is None or len(value) != 16:
         raise InvalidImage("the image is encrypted, and does not say where its LUKS header is", field="crypt_method")
