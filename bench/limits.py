@@ -4,7 +4,7 @@
 
 WORK is a list of these, done chunk by chunk, joined with "+":
 
-    read      IN, a disk: its cells of 64 KiB that hold data in use, up to 16 neighbours in one call
+    read      IN, a disk: its cells of 128 KiB that hold data in use, up to 8 neighbours in one call
     frames    IN, a file that "write" made of "zstd": the frames it holds, up to 8 in one call
     stored    IN, any file, 1 MiB in one call
     copy      memcpy                     blake3    keyed hash
@@ -42,8 +42,8 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-CHUNK: Final = 64 << 10
-BATCH: Final = 16  # chunks in one call
+CHUNK: Final = 128 << 10
+BATCH: Final = 8  # chunks in one call
 KEY: Final = bytes(32)
 
 

@@ -29,7 +29,7 @@ READ = max(1, plan.BATCH / MiB)  # MiB of a disk that a worker reads in one call
 WRITTEN = max(1, restore._BATCH / MiB)  # MiB of a new disk that a worker writes in one call
 STEP = 2  # MiB of an image or of a new file that are written, or waited for, in one call
 WINDOW = max(1, READ_SIZE / MiB)  # MiB of a pack that are read and proven in one call
-CHUNK_SIZE = 1 / 16  # MiB
+CHUNK_SIZE = 1 / 8  # MiB
 PACK = 16  # MiB; for each there are a few small reads or a write more
 
 

@@ -41,7 +41,7 @@ def _level(text: str) -> int:
 OPTIONS: Final[Options] = {
     "level": Option("zstd level, -7 to 22, default 1", _level),
     "chunk_size": Option(
-        "the unit of deduplication: a power of two from 4KiB to 16MiB, default 64KiB, more for disks over 8TiB",
+        "the unit of deduplication: a power of two from 4KiB to 16MiB, default 128KiB, more for disks over 16TiB",
         parse_size,
     ),
     "pack_size": Option("bytes of chunks stored as one object, 1MiB to 1GiB, default 16MiB", parse_size),

@@ -14,7 +14,7 @@ from ferrotype.repository.keys import MASTER_SIZE
 from ferrotype.units import KiB, MiB
 
 NAME: Final = "config"
-DEFAULT_CHUNK: Final = 64 * KiB  # docs/format.md has the figures it was chosen by
+DEFAULT_CHUNK: Final = 128 * KiB  # docs/format.md has the figures it was chosen by
 _LARGEST_DEFAULT: Final = MiB
 _MOST_CELLS: Final = 1 << 27  # of new disks, before chunks are made larger: maps and index take 100 bytes for each
 _UNSAID: Final = 128 * KiB  # what a configuration means that says nothing of it
@@ -59,7 +59,7 @@ class _Stamp(msgspec.Struct):
 
 
 def default_chunk(disk_bytes: int) -> int:
-    """The chunk size of a new image for disks of so many bytes: 64 KiB up to 8 TiB, 128 up to 16, and so on."""
+    """The chunk size of a new image for disks of so many bytes: 128 KiB up to 16 TiB, 256 up to 32, and so on."""
     size = DEFAULT_CHUNK
     while size < _LARGEST_DEFAULT and disk_bytes > size * _MOST_CELLS:
         size *= 2

@@ -20,7 +20,7 @@ from ferrotype.repository.store import Repository
 from ferrotype.units import MiB
 
 # Who made an image may have one page stand in its maps a million million times, so the work of one answer is bounded.
-_MOST_WORK: Final = 1 << 18  # map pages looked at for one map of extents: 16 TiB of data in chunks of 64 KiB
+_MOST_WORK: Final = 1 << 18  # map pages looked at for one map of extents: 32 TiB of data in chunks of 128 KiB
 _RUNS: Final = 16  # runs of data on a page that count as much as the page, since each takes 16 bytes
 _KEPT_MAPS: Final = 16  # each keeps up to 2 MiB of pages
 _KEPT_BYTES: Final = 32 * MiB  # decoded chunks kept
