@@ -119,29 +119,27 @@ class BatchSealer:
 
     def _seal_cells(self, view: memoryview, before: NDArray[np.void] | None, out: SealedBatch) -> bytes:
         size, sealer, writer, tally = self._plan.chunk_size, self._sealer, self._writer, out.tally
-        cells = [view[at : at + size] for at in range(0, len(view), size)]
-        blank = zero_cells(view, size)
-        # Nothing else stands between two hashes: whoever holds the interpreter's lock there makes the others sleep.
-        id_of = sealer.id_of
-        ids = [ZERO_ID if blank[n] else id_of(cell) for n, cell in enumerate(cells)]
-        joined = b"".join(ids)
-        zeros = sum(len(cell) for cell, zero in zip(cells, blank, strict=True) if zero)
-        tally.zero += zeros
-        tally.chunks += blank.count(False)
+        ids: list[bytes] = []
+        zero = zero_cells(view, size)
         parent = before.tobytes() if before is not None else b""
-        if joined == parent:
-            tally.deduplicated += len(view) - zeros
-            return joined
-        for number, (chunk_id, cell) in enumerate(zip(ids, cells, strict=True)):
-            if blank[number]:
+        for number, at in enumerate(range(0, len(view), size)):
+            cell = view[at : at + size]
+            if zero[number]:
+                ids.append(ZERO_ID)
+                tally.zero += len(cell)
                 continue
+            chunk_id = sealer.id_of(cell)
+            ids.append(chunk_id)
+            tally.chunks += 1
             known = chunk_id == parent[number * ID_SIZE : (number + 1) * ID_SIZE]
             if not known and writer.claim(chunk_id):
-                self._job.advance(0)  # where the user asked to stop: at a high level a batch takes seconds
+                self._job.advance(
+                    0
+                )  # where the user asked to stop it ends here: at a high level a batch takes seconds
                 out.new.append((chunk_id, sealer.seal(chunk_id, cell), len(cell)))
             else:
                 tally.deduplicated += len(cell)
-        return joined
+        return b"".join(ids)
 
 
 def _parent_maps(repository: Repository, disk: PreparedDisk) -> list[ChunkMap | None]:
