@@ -196,9 +196,7 @@ class FileSink:
         """
         final = Path(os.path.realpath(path))  # a symbolic link stays one: what it points to is replaced
         _may_create(final, replace=replace)
-        # The name may be as long as the file system allows already: keep the head of it (255 bytes in all).
-        head = os.fsdecode(os.fsencode(final.name)[:230])
-        temporary = final.with_name(f".{head}.{os.urandom(4).hex()}.part")
+        temporary = hidden_name(final)
         try:
             fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         except FileNotFoundError:
@@ -317,14 +315,8 @@ class FileSink:
         temporary = self._temporary
         if temporary is None:
             return
-        try:
-            (os.replace if self._replace else linux.rename_new)(temporary, self.path)
-        except FileExistsError:
-            raise Refused(f"{self.path} exists by now; remove it, or allow it to be replaced") from None
-        except OSError as error:
-            raise WriteError(f"{self.path} could not be put in place: {why(error)}") from error
+        put_in_place(temporary, self.path, replace=self._replace)
         self._temporary = None
-        _sync_folder(self.path.parent)
 
     def close(self) -> None:
         """Let go of the file; one that was created and not committed is removed.  Never waits for stalled storage."""
@@ -371,6 +363,24 @@ def _may_create(final: Path, *, replace: bool) -> None:
         raise Refused(f"{final} exists and is not a regular file; choose another name")
     if not replace:
         raise Refused(f"{final} exists; remove it, or allow it to be replaced")
+
+
+def hidden_name(final: Path) -> Path:
+    """A name beside ``final`` for what is not complete yet."""
+    # The name may be as long as the file system allows already: keep the head of it (255 bytes in all).
+    head = os.fsdecode(os.fsencode(final.name)[:230])
+    return final.with_name(f".{head}.{os.urandom(4).hex()}.part")
+
+
+def put_in_place(hidden: Path, final: Path, *, replace: bool) -> None:
+    """Give a complete and durable file its name, which is durable on return.  Raises Refused where it is taken."""
+    try:
+        (os.replace if replace else linux.rename_new)(hidden, final)
+    except FileExistsError:
+        raise Refused(f"{final} exists by now; remove it, or allow it to be replaced") from None
+    except OSError as error:
+        raise WriteError(f"{final} could not be put in place: {why(error)}") from error
+    _sync_folder(final.parent)
 
 
 def _sync_folder(folder: Path) -> None:

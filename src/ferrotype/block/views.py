@@ -23,7 +23,7 @@ from ferrotype.block.file import check_read, check_write
 from ferrotype.errors import InvalidImage, ReadError
 from ferrotype.extents import ExtentMap, State, overlay
 
-__all__ = ["Concat", "Overlay", "Part", "SinkSlice", "Slice"]
+__all__ = ["Concat", "Overlay", "Part", "SinkSlice", "Slice", "padded_extents", "read_padded"]
 
 
 class Part(NamedTuple):
@@ -166,21 +166,11 @@ class Overlay:
         for start, end in _pairs(extents, present=False):
             self._top.read_into(start, buf[start - offset : end - offset])
         for start, end in _pairs(extents, present=True):
-            self._read_base(start, buf[start - offset : end - offset])
-
-    def _read_base(self, offset: int, buf: memoryview) -> None:
-        inside = min(max(self._base.size - offset, 0), len(buf))
-        if inside:
-            self._base.read_into(offset, buf[:inside])
-        if inside < len(buf):
-            buf[inside:] = bytes(len(buf) - inside)
+            read_padded(self._base, start, buf[start - offset : end - offset])
 
     def extents(self, offset: int, length: int, /) -> ExtentMap:
         check_read("overlay", self.size, offset, length)
-        inside = min(max(self._base.size - offset, 0), length)
-        behind = ExtentMap.uniform(offset + inside, length - inside, State.ZERO | State.HOLE)
-        lower = ExtentMap.concat([self._base.extents(offset, inside), behind]) if inside else behind
-        return overlay(self._top.extents(offset, length), lower)
+        return overlay(self._top.extents(offset, length), padded_extents(self._base, offset, length))
 
     def close(self) -> None:
         _close_all(self._closing)
@@ -189,6 +179,22 @@ class Overlay:
 def _pairs(extents: ExtentMap, *, present: bool) -> list[tuple[int, int]]:
     starts, ends = extents.runs(State.HOLE, present=present)
     return list(zip(starts.tolist(), ends.tolist(), strict=True))
+
+
+def read_padded(source: Source, offset: int, buf: memoryview) -> None:
+    """Fill ``buf`` from a source that may end before the range does: what lies behind its end reads as zeros."""
+    inside = min(max(source.size - offset, 0), len(buf))
+    if inside:
+        source.read_into(offset, buf[:inside])
+    if inside < len(buf):
+        buf[inside:] = bytes(len(buf) - inside)
+
+
+def padded_extents(source: Source, offset: int, length: int) -> ExtentMap:
+    """The extents of a range that may reach beyond the source, as ``read_padded`` reads it."""
+    inside = min(max(source.size - offset, 0), length)
+    behind = ExtentMap.uniform(offset + inside, length - inside, State.ZERO | State.HOLE)
+    return ExtentMap.concat([source.extents(offset, inside), behind]) if inside else behind
 
 
 class SinkSlice:

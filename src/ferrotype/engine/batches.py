@@ -133,9 +133,8 @@ class BatchSealer:
             tally.chunks += 1
             known = chunk_id == parent[number * ID_SIZE : (number + 1) * ID_SIZE]
             if not known and writer.claim(chunk_id):
-                self._job.advance(
-                    0
-                )  # where the user asked to stop it ends here: at a high level a batch takes seconds
+                # where the user asked to stop it ends here: at a high level a batch takes seconds
+                self._job.advance(0)
                 out.new.append((chunk_id, sealer.seal(chunk_id, cell), len(cell)))
             else:
                 tally.deduplicated += len(cell)

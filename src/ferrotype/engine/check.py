@@ -7,7 +7,7 @@ from pathlib import Path
 from threading import Lock
 
 from ferrotype.block.file import FileSource
-from ferrotype.engine.references import Access, open_disk, parse
+from ferrotype.engine.references import IMAGE_SUFFIX, Access, open_disk, parse
 from ferrotype.errors import UsageError
 from ferrotype.formats.registry import recognise, recognise_folder
 from ferrotype.job import Job
@@ -39,7 +39,7 @@ class Checked:
 
 def is_foreign(path: Path) -> bool:
     """Whether this is a disk image of other software, by its content."""
-    if path.suffix.lower() == ".ferro":
+    if path.suffix.lower() == IMAGE_SUFFIX:
         return False
     if path.is_dir():
         return recognise_folder(path) is not None

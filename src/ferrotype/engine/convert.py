@@ -22,6 +22,7 @@ import numpy as np
 
 from ferrotype.block import Source
 from ferrotype.block.device import aligned_buffer
+from ferrotype.block.views import padded_extents, read_padded
 from ferrotype.block.zeros import zero_cells
 from ferrotype.extents import ExtentMap, State, merge
 from ferrotype.formats import Packer, WritableSink
@@ -124,10 +125,7 @@ def _interesting(extents: ExtentMap, backing: Source | None) -> ExtentMap:
     zeros = extents.masked(State.ZERO)
     if backing is None:
         return zeros
-    inside = min(max(backing.size - extents.start, 0), extents.length)
-    behind = [ExtentMap.uniform(extents.start + inside, extents.length - inside, State.ZERO)]
-    behind = [backing.extents(extents.start, inside).masked(State.ZERO), *behind] if inside else behind
-    lower = ExtentMap.concat([part for part in behind if part.length])
+    lower = padded_extents(backing, extents.start, extents.length).masked(State.ZERO)
     flipped = {State.ZERO: State.DATA, State.DATA: State.CLEAN}  # OR of what is no zero, for lack of an AND
     return merge(zeros.translate(flipped), lower.translate(flipped)).translate(
         {State.DATA: State.ZERO, State.CLEAN: State.DATA}
@@ -201,10 +199,7 @@ class _Worker:
     def _against(self, backing: Source, start: int, view: memoryview, kinds: list[int]) -> list[int]:
         """What is the same behind the sink already needs no writing."""
         lower = self._buffer("backing", len(view))
-        inside = min(max(backing.size - start, 0), len(view))
-        if inside:
-            backing.read_into(start, lower[:inside])
-        lower[inside:] = bytes(len(view) - inside)
+        read_padded(backing, start, lower)
         differ = np.frombuffer(view, np.uint8) != np.frombuffer(lower, np.uint8)
         changed = np.logical_or.reduceat(differ, np.arange(0, len(view), self._grain)).tolist()
         return [kind if changed[i] else _SKIP for i, kind in enumerate(kinds)]

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from ferrotype.block.file import hidden_name, put_in_place
 from ferrotype.engine.backup import BackupOptions, backup
 from ferrotype.engine.convert import Converted
 from ferrotype.engine.images import ImageOptions, open_or_create
@@ -15,14 +16,12 @@ from ferrotype.engine.opening import image_files
 from ferrotype.engine.prepare import NamedSource
 from ferrotype.engine.references import OpenDisk
 from ferrotype.engine.sources import as_text, disk_name
-from ferrotype.errors import KeyRefused, Refused, WriteError
+from ferrotype.errors import KeyRefused, Refused
 from ferrotype.formats import Option, Options
 from ferrotype.job import Job
-from ferrotype.linux import rename_new
 from ferrotype.objects.volumes import PatientOpener
 from ferrotype.repository.keys import Secret
 from ferrotype.stall import Patience
-from ferrotype.trouble import why
 from ferrotype.units import parse_size
 
 if TYPE_CHECKING:
@@ -89,24 +88,9 @@ def _hidden(path: Path, *, replace: bool) -> Iterator[Path]:
     final = Path(os.path.realpath(path))  # a symbolic link stays one
     if replace and len(image_files(final)) > 1:
         raise Refused(f"{path} is split into several files; remove them, or choose another name")
-    head = os.fsdecode(os.fsencode(final.name)[:230])
-    hidden = final.with_name(f".{head}.{os.urandom(4).hex()}.part")
+    hidden = hidden_name(final)
     try:
         yield hidden
-        _put_in_place(hidden, final, replace=replace)
+        put_in_place(hidden, final, replace=replace)
     finally:
         hidden.unlink(missing_ok=True)
-
-
-def _put_in_place(hidden: Path, final: Path, *, replace: bool) -> None:
-    try:
-        (os.replace if replace else rename_new)(hidden, final)
-        folder = os.open(final.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except FileExistsError:
-        raise Refused(f"{final} exists by now; remove it, or allow it to be replaced") from None
-    except OSError as error:
-        raise WriteError(f"{final} could not be put in place: {why(error)}") from error

@@ -106,6 +106,17 @@ class Option:
 Options = Mapping[str, Option]
 
 
+def one_of(*words: str) -> Callable[[str], str]:
+    """The ``parse`` of an option that is one of some words."""
+
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError(" or ".join(words) if len(words) == 2 else f"one of {', '.join(words)}")
+        return text
+
+    return parse
+
+
 @dataclass(frozen=True, slots=True)
 class Spec:
     """The disk that an image is to be made of, and how."""

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ferrotype.block import Source, Traits
 from ferrotype.block.file import FileSource, check_read
-from ferrotype.block.views import Concat, Slice
+from ferrotype.block.views import Concat, Slice, padded_extents, read_padded
 from ferrotype.errors import InvalidImage, ReadError
 from ferrotype.extents import ExtentMap, Offsets, State, merge, overlay
 from ferrotype.units import MiB
@@ -196,7 +196,7 @@ class MappedSource:
                 elif kind == Kind.PACKED:
                     self._read_row(start, place, skip, piece)
                 elif kind == Kind.HOLE and self._parent is not None:
-                    self._read_parent(self._parent, start, piece)
+                    read_padded(self._parent, start, piece)
                 else:
                     piece[:] = bytes(len(piece))
 
@@ -235,14 +235,6 @@ class MappedSource:
             raise InvalidImage(f"{self._name}: the data of byte {start} of the disk is shorter than its place")
         piece[:] = memoryview(unit)[skip : skip + len(piece)]
 
-    @staticmethod
-    def _read_parent(parent: Source, offset: int, piece: memoryview) -> None:
-        inside = min(max(parent.size - offset, 0), len(piece))
-        if inside:
-            parent.read_into(offset, piece[:inside])
-        if inside < len(piece):
-            piece[inside:] = bytes(len(piece) - inside)
-
     # ------------------------------------------------------------------ what is known without reading
 
     def extents(self, offset: int, length: int, /) -> ExtentMap:
@@ -257,11 +249,9 @@ class MappedSource:
         starts, ends = self._zeros_stored(stored)
         if len(starts):
             own = merge(own, ExtentMap.from_runs(offset, length, starts, ends, State.ZERO))
-        inside = min(max(self._parent.size - offset, 0), length) if self._parent is not None else 0
-        lower = [ExtentMap.uniform(offset + inside, length - inside, State.ZERO | State.HOLE)]
-        if self._parent is not None and inside:
-            lower.insert(0, self._parent.extents(offset, inside))
-        return overlay(own, ExtentMap.concat([part for part in lower if part.length]))
+        if self._parent is None:
+            return overlay(own, ExtentMap.uniform(offset, length, State.ZERO | State.HOLE))
+        return overlay(own, padded_extents(self._parent, offset, length))
 
     def _long_stored(self, part: Mapping) -> Offsets:
         """Three rows: starts of the long STORED runs, and where they start and end in the file."""

@@ -17,7 +17,7 @@ from ferrotype.block.file import FileSink, check_write
 from ferrotype.block.outputs import Outputs
 from ferrotype.block.views import Concat
 from ferrotype.errors import UsageError
-from ferrotype.formats import Image, Option, Options, Spec
+from ferrotype.formats import Image, Option, Options, Spec, one_of
 from ferrotype.formats.related import Related
 from ferrotype.units import MiB, parse_size
 
@@ -28,14 +28,10 @@ MAX_PARTS: Final = 10_000  # files of one disk, each of which is held open
 _PART: Final = re.compile(r"(.*)\.(0*1|0+)$")  # of the first part: .001, .000, .1
 
 
-def _preallocation(text: str) -> str:
-    if text not in ("off", "full"):
-        raise ValueError("off or full")
-    return text
-
-
 OPTIONS: Final[Options] = {
-    "preallocation": Option("off: zeros take no space; full: all of the disk's space is taken now", _preallocation),
+    "preallocation": Option(
+        "off: zeros take no space; full: all of the disk's space is taken now", one_of("off", "full")
+    ),
     "split": Option("size of the parts NAME.001, NAME.002 ...", parse_size),
 }
 

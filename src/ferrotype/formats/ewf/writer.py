@@ -15,7 +15,7 @@ Source: "Expert Witness Compression Format specification" (libyal), EnCase 6 (EW
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 from uuid import uuid4
@@ -29,7 +29,7 @@ from ferrotype.block.file import check_write
 from ferrotype.block.outputs import Outputs
 from ferrotype.block.zeros import zero_cells
 from ferrotype.errors import UsageError
-from ferrotype.formats import Option, Options, Spec
+from ferrotype.formats import Option, Options, Spec, one_of
 from ferrotype.formats.codecs import deflate
 from ferrotype.formats.ewf.hashes import DiskHashes
 from ferrotype.formats.ewf.records import LARGEST_CHUNK, Volume, with_checksum
@@ -51,15 +51,6 @@ _MEDIA: Final = {"fixed": 1, "removable": 0, "optical": 3, "memory": 0x10}
 _TEXTS: Final = ("description", "case_number", "evidence_number", "examiner_name", "notes")
 
 
-def _one_of(*words: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in words:
-            raise ValueError(f"one of {', '.join(words)}")
-        return text
-
-    return parse
-
-
 def _text(text: str) -> str:
     if len(text) > _LONGEST_TEXT or not text.isprintable():
         raise ValueError(f"a line of at most {_LONGEST_TEXT} characters, without tabs")
@@ -74,13 +65,11 @@ def _sectors(text: str) -> int:
 
 
 OPTIONS: Final[Options] = {
-    "level": Option("none, fast (default) or best: how hard chunks are deflated", _one_of(*_LEVELS)),
+    "level": Option("none, fast (default) or best: how hard chunks are deflated", one_of(*_LEVELS)),
     "segment_size": Option("largest size of a segment file; 1.4 GiB, or more for very large disks", parse_size),
     "sectors_per_chunk": Option("16 to 32768, a power of two; 64 unless chosen", _sectors),
-    "media_type": Option("what the disk was: fixed (default), removable, optical or memory", _one_of(*_MEDIA)),
-    "physical": Option(
-        "yes (default): a whole device; no: a volume, without a partition table", _one_of("yes", "no")
-    ),
+    "media_type": Option("what the disk was: fixed (default), removable, optical or memory", one_of(*_MEDIA)),
+    "physical": Option("yes (default): a whole device; no: a volume, without a partition table", one_of("yes", "no")),
     **{name: Option(f"{name.replace('_', ' ')}, kept in the image", _text) for name in _TEXTS},
 }
 

@@ -23,7 +23,7 @@ from ferrotype.block.file import FileSink, check_write
 from ferrotype.block.outputs import Outputs
 from ferrotype.block.zeros import zero_cells
 from ferrotype.errors import UsageError, WriteError
-from ferrotype.formats import Backing, Option, Options, Spec, WritableSink
+from ferrotype.formats import Backing, Option, Options, Spec, WritableSink, one_of
 from ferrotype.formats.backing import qemu_name
 from ferrotype.formats.codecs import deflate, zstd_frame
 from ferrotype.formats.qcow2.header import (
@@ -65,12 +65,6 @@ def _cluster_size(text: str) -> int:
     return size
 
 
-def _compression(text: str) -> str:
-    if text not in ("zlib", "zstd"):
-        raise ValueError("zlib or zstd")
-    return text
-
-
 def _compat(text: str) -> str:
     if text not in ("1.1", "v3"):
         raise ValueError("only version 3 (1.1) is written")
@@ -85,7 +79,7 @@ def _level(text: str) -> int:
 
 OPTIONS: Final[Options] = {
     "cluster_size": Option("bytes of a cluster, a power of two from 512 to 2MiB; 64KiB if not said", _cluster_size),
-    "compression_type": Option("zlib: every program can read it; zstd: smaller and faster", _compression),
+    "compression_type": Option("zlib: every program can read it; zstd: smaller and faster", one_of("zlib", "zstd")),
     "level": Option("of the compression: 1, the fastest, to 9 for zlib and 19 for zstd", _level),
     "compat": Option("1.1: version 3 of the format, the only one written", _compat),
 }

@@ -13,7 +13,7 @@ from ferrotype.block import Traits
 from ferrotype.block.file import FileSink, check_write
 from ferrotype.block.outputs import Outputs
 from ferrotype.errors import UsageError
-from ferrotype.formats import Option, Options, Spec
+from ferrotype.formats import Option, Options, Spec, one_of
 from ferrotype.formats.growing import GrowingBlocks
 from ferrotype.records import Record, b16, record, u32, u64
 from ferrotype.units import MiB, TiB
@@ -82,14 +82,10 @@ class Header(Record):
 _LOGICAL_GEOMETRY: Final = struct.pack("<4I", 0, 0, 0, _SECTOR)
 
 
-def _subformat(text: str) -> str:
-    if text not in ("dynamic", "fixed"):
-        raise ValueError("dynamic or fixed")
-    return text
-
-
 OPTIONS: Final[Options] = {
-    "subformat": Option("dynamic: only blocks with data are stored; fixed: all of the disk has its place", _subformat)
+    "subformat": Option(
+        "dynamic: only blocks with data are stored; fixed: all of the disk has its place", one_of("dynamic", "fixed")
+    )
 }
 
 

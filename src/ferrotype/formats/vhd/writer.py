@@ -20,7 +20,7 @@ from ferrotype.block import Traits
 from ferrotype.block.file import FileSink, check_write
 from ferrotype.block.outputs import Outputs
 from ferrotype.errors import UsageError
-from ferrotype.formats import Option, Options, Spec, WritableSink
+from ferrotype.formats import Option, Options, Spec, WritableSink, one_of
 from ferrotype.formats.growing import GrowingBlocks
 from ferrotype.formats.vhd.records import DYNAMIC, EPOCH, FIXED, UNUSED, DynamicHeader, Footer, checksum
 from ferrotype.units import GiB, KiB, MiB
@@ -37,15 +37,10 @@ _TABLE: Final = 1536  # where the BAT begins
 _RESERVED_FEATURE: Final = 2  # section "Features": always set
 
 
-def _subformat(text: str) -> str:
-    if text not in ("dynamic", "fixed"):
-        raise ValueError("dynamic or fixed")
-    return text
-
-
 OPTIONS: Final[Options] = {
     "subformat": Option(
-        "dynamic: only blocks with data are stored; fixed: all of the disk, as Azure wants", _subformat
+        "dynamic: only blocks with data are stored; fixed: all of the disk, as Azure wants",
+        one_of("dynamic", "fixed"),
     )
 }
 

@@ -24,7 +24,7 @@ from ferrotype.block import Traits
 from ferrotype.block.file import FileSink, check_write
 from ferrotype.block.outputs import Outputs
 from ferrotype.errors import UsageError
-from ferrotype.formats import Option, Options, Spec
+from ferrotype.formats import Option, Options, Spec, one_of
 from ferrotype.formats.vhdx.metadata import (
     DISK_ID,
     FILE_PARAMETERS,
@@ -64,12 +64,6 @@ _PAGE: Final = 1 << 20  # BAT entries made at a time
 _FULLY_PRESENT: Final = np.uint64(6)
 
 
-def _subformat(text: str) -> str:
-    if text not in ("dynamic", "fixed"):
-        raise ValueError("dynamic or fixed")
-    return text
-
-
 def _sector_size(text: str) -> int:
     size = parse_size(text)
     if size not in (512, 4096):
@@ -78,7 +72,9 @@ def _sector_size(text: str) -> int:
 
 
 OPTIONS: Final[Options] = {
-    "subformat": Option("dynamic: blocks are added as they are written; fixed: all are there", _subformat),
+    "subformat": Option(
+        "dynamic: blocks are added as they are written; fixed: all are there", one_of("dynamic", "fixed")
+    ),
     "block_size": Option("1MiB to 256MiB, a power of two", parse_size),
     "physical_sector_size": Option("that the disk states: 512 or 4096 (4096 if not said)", _sector_size),
 }
