@@ -297,7 +297,8 @@ def test_a_name_as_long_as_it_gets(folder: Path) -> None:
 def test_an_interrupted_process_leaves_nothing(tmp_path: Path) -> None:
     """The usual way out of an interrupt closes what is open."""
     script = (
-        "import sys, time; from ferrotype.block.file import FileSink\n"
+        "import signal, sys, time; from ferrotype.block.file import FileSink\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # what starts tests in the background ignores it
         "with FileSink.create(sys.argv[1], 1 << 20) as sink:\n"
         "    print('ready', flush=True); time.sleep(60)\n"
     )

@@ -323,7 +323,8 @@ def test_of_many_that_take_over_a_stale_lock_one_gets_it(image: Path) -> None:
         thread.join()
     assert len(locks) == 1
     assert len(refused) == count - 1
-    assert all(f"on {locks[0].holder.host})" in message for message in refused)
+    # One that lost may have seen another that lost, a moment before that one was told.
+    assert all(re.search(r"on host\d\)", message) for message in refused), refused
     assert json.loads(lock_path(image).read_bytes())["host"] == locks[0].holder.host
     locks[0].check(now=True)
     locks[0].release()
