@@ -70,14 +70,14 @@ FORMS: Final = (
 )
 
 _EWF: Final = (
-    "cd {at} && ewfacquire -u -q -t {at}/disk -f encase6 -c deflate:fast -b 64 -S 1.9GiB -C x -D x -e x -E x -N x "
-    "{source} >/dev/null"
+    "cd {at} && ewfacquire -u -q -t {at}/disk -f encase6 -d sha1 -c deflate:fast -b 64 -S 1.9GiB -C x -D x -e x "
+    "-E x -N x {source} >/dev/null"
 )
 EWF: Final = Step(
     "ferrotype",
     "{ferrotype} convert {source} {at}/disk.E01 --json",
     "ewfverify -q {at}/disk.E01 >/dev/null",
 )
-EWF_RIVAL: Final = Step("ewfacquire, encase6, fast", _EWF, needs="ewfacquire")
+EWF_RIVAL: Final = Step("ewfacquire, encase6, fast, MD5 and SHA-1", _EWF, needs="ewfacquire")
 CHECKSUM: Final = Step("ferrotype", "{ferrotype} checksum {source} --json")
 HASHING: Final = limit("reading and BLAKE3", "read+blake3")

@@ -16,7 +16,7 @@ import ferrotype
 from ferrotype.errors import Cancelled, InvalidImage, KeyRefused, NotAllowed, Refused, UsageError
 from ferrotype.job import NullJob
 from ferrotype.units import MiB
-from tests.machine import run
+from tests.machine import loop, run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -116,6 +116,20 @@ def test_disk_images_of_other_programs(disk: Path) -> None:
     assert ferrotype.checksum("vm/vm.qcow2", format="raw") != ferrotype.checksum(disk)
     ferrotype.backup("vm/top.qcow2", "a.ferro", related=["base.raw"], all_sectors=True)
     assert ferrotype.compare("a.ferro", "base.raw").identical
+
+
+def test_a_disk_onto_a_device(disk: Path) -> None:
+    ferrotype.convert(disk, "vm.qcow2")
+    Path("target").write_bytes(b"old" * (3 * MiB))
+    with loop(Path("target")) as device:
+        with pytest.raises(Refused, match="would be overwritten"):
+            ferrotype.convert("vm.qcow2", device)
+        with pytest.raises(UsageError, match="is a device"):
+            ferrotype.convert("vm.qcow2", device, output_format="vhdx", overwrite=True)
+        done = ferrotype.convert("vm.qcow2", device, overwrite=True)
+        assert (done.format, done.copied.disk_bytes, done.table_moved) == ("raw", 8 * MiB, False)
+        assert done.copied.written_bytes + done.zeroed_bytes == 8 * MiB
+    assert Path("target").read_bytes()[: 8 * MiB] == disk.read_bytes()
 
 
 def test_what_goes_wrong(disk: Path) -> None:

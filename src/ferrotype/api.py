@@ -41,7 +41,7 @@ from ferrotype.engine import writing as _writing
 from ferrotype.engine.images import ImageOptions, open_or_create, open_or_twin
 from ferrotype.engine.sources import as_text, named_source
 from ferrotype.engine.space import check_restore
-from ferrotype.engine.targets import open_target, refuse_harm
+from ferrotype.engine.targets import check_fits, open_target, refuse_harm
 from ferrotype.errors import KeyRefused, Refused
 from ferrotype.job import Job, NullJob
 from ferrotype.repository.keys import Secret
@@ -123,7 +123,9 @@ def restore(
         if path.exists() and not overwrite:
             raise Refused(f"{path} exists and would be overwritten")
         in_place = path.is_block_device() or (delta and path.exists())
-        if not in_place:
+        if in_place:
+            check_fits(path, part.length, part.disk.sector_size)
+        else:
             check_restore(part, path)
         with open_target(path, part.length, part.disk.sector_size, in_place=in_place) as opened:
             options = _restore.RestoreOptions(no_blank, delta and opened.source is not None)
@@ -145,7 +147,7 @@ def convert(
     related: Sequence[PathLike] = (),
     job: Job | None = None,
 ) -> _writing.Written:
-    """Write a disk as a disk image in the format of ``out``'s suffix, or in ``output_format``.
+    """Write a disk as a disk image in the format of ``out``'s suffix, or in ``output_format``, or onto a device.
 
     ``options`` are those of ``convert -o``.  With ``backing``, a name relative to ``out``'s folder, only what differs
     from that file is stored.  A ``password`` encrypts a new backup image.  Raises Refused where ``out`` exists and

@@ -18,6 +18,7 @@ import errno
 import fcntl
 import mmap
 import os
+import resource
 import struct
 from array import array
 from collections.abc import Callable
@@ -309,6 +310,15 @@ def next_data(fd: int, offset: int) -> int:
         return os.lseek(fd, offset, os.SEEK_DATA)
     except OSError as error:
         return os.fstat(fd).st_size if error.errno == errno.ENXIO else offset
+
+
+def allow_open_files(most: int) -> None:
+    """Have this process open up to ``most`` files at once, as far as it may; most systems begin with 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = most if hard == resource.RLIM_INFINITY else min(hard, most)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # it was allowed, and then it goes as it is
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def drop_cache(fd: int, offset: int, length: int) -> None:

@@ -137,6 +137,39 @@ def test_snapshots_inside_an_image_are_further_disks(vm: Path, bare: Path, tmp_p
     assert "before" in ferrotype("info", f"{own}::after", code=2).err
 
 
+def test_snapshots_inside_an_image_may_have_any_name(tmp_path: Path) -> None:
+    need("qemu-img", "qemu-io")
+    own, digests = tmp_path / "vm.qcow2", []
+    run("qemu-img", "create", "-q", "-f", "qcow2", own, "1M")
+    for number, name in enumerate(("latest", "b#1", "a/b #2")):
+        run("qemu-io", "-f", "qcow2", own, text_in=f"write -q -P {number + 1} 64k 64k\nquit\n")
+        digests.append(digest(own))
+        run("qemu-img", "snapshot", "-c", name, own)
+    run("qemu-io", "-f", "qcow2", own, text_in="write -q -P 9 64k 64k\nquit\n")
+    assert [digest(f"{own}::{name}") for name in ("latest", "b#1", "a/b #2")] == digests
+    assert digest(own) not in digests
+    run("qemu-img", "snapshot", "-d", "latest", own)
+    assert digest(f"{own}::latest") == digest(own)
+
+
+def test_info_names_the_files_a_disk_stands_in(vm: Path, tmp_path: Path) -> None:
+    told = ferrotype("info", vm, "--json").document
+    assert [file["path"] for file in told["files"]] == [str(vm), str(vm.parent / "base.qcow2")]
+    assert told["stored_size"] == sum(file["stored_size"] for file in told["files"])
+    assert told["files"][0]["size"] == vm.stat().st_size
+    # looked at for its id, and no part of the disk
+    for name in ("base.vdi", "child.vdi", "stranger.vdi"):
+        run("qemu-img", "create", "-q", "-f", "vdi", tmp_path / name, "2M")
+    base, child = (tmp_path / "base.vdi").read_bytes(), bytearray((tmp_path / "child.vdi").read_bytes())
+    child[76] = 4  # differencing
+    child[0x188 + 32 : 0x188 + 64] = base[0x188 : 0x188 + 32]
+    (tmp_path / "child.vdi").write_bytes(child)
+    told = ferrotype("info", tmp_path / "child.vdi", "--json").document
+    assert [Path(file["path"]).name for file in told["files"]] == ["child.vdi", "base.vdi"]
+    ferrotype("convert", tmp_path / "child.vdi", tmp_path / "stranger.vdi", "--force")
+    ferrotype("convert", tmp_path / "child.vdi", tmp_path / "base.vdi", "--force", code=3)
+
+
 # ---------------------------------------------------------------------- compare
 
 
@@ -183,6 +216,13 @@ def test_compare_with_formats_named(bare: Path, tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------- convert
+
+
+def test_formats_go_by_their_suffixes_too(bare: Path, tmp_path: Path) -> None:
+    assert ferrotype("convert", bare, tmp_path / "disk", "-O", "VHDX", "--json").document["format"] == "vhdx"
+    assert ferrotype("convert", bare, tmp_path / "case.e01", "-O", "E01", "--json").document["format"] == "ewf"
+    assert digest(tmp_path / "case.e01", "--format", "E01") == digest(bare)
+    assert "no format called 'xyz'" in ferrotype("info", bare, "--format", "xyz", code=2).err
 
 
 def test_convert_says_what_may_be_chosen(bare: Path, tmp_path: Path) -> None:
@@ -246,6 +286,19 @@ def test_over_a_backing_file(vm: Path, bare: Path, tmp_path: Path) -> None:
     assert digest(out) == digest(bare)
 
 
+def test_names_that_would_pass_for_addresses(bare: Path, tmp_path: Path) -> None:
+    shutil.copy(bare, tmp_path / "nbd:base.raw")
+    out = tmp_path / "out.qcow2"
+    ferrotype("convert", bare, out, "-B", "nbd:base.raw")
+    run("qemu-img", "compare", "-f", "qcow2", "-F", "raw", out, bare)
+    assert digest(out) == digest(bare)
+    named = tmp_path / "vm:a.vmdk"
+    ferrotype("convert", bare, named)
+    assert digest(named) == digest(bare)
+    flat = ("-o", "subformat=monolithicFlat", "--force")
+    assert "colon" in ferrotype("convert", bare, named, *flat, code=2).err
+
+
 def test_a_new_backup_image(bare: Path, tmp_path: Path, password: Path) -> None:
     """Every sector is kept, and the passphrase that was given locks it."""
     noisy, out = tmp_path / "noisy.img", tmp_path / "out.ferro"
@@ -299,6 +352,52 @@ def test_a_full_disk_leaves_nothing(format: str, small_mount: Path, tmp_path: Pa
         done = ferrotype("convert", noise, small_mount / words[0], *words[1:], code=6)
         assert "space" in done.err
         assert tree(small_mount) == {f"old.{format}": b"mine"}
+
+
+def test_what_cannot_fit_is_refused_at_once(image: Path, small_mount: Path, tmp_path: Path) -> None:
+    """Preallocated, it takes all of the disk whatever that holds."""
+    sparse = tmp_path / "sparse.img"
+    with sparse.open("wb") as file:
+        file.truncate(9 * MiB)
+    (small_mount / "old.raw").write_bytes(b"mine")
+    words = ("-o", "preallocation=full", "--force")
+    for line in (("convert", sparse), ("restore", image)):
+        for more in ((), ("-n",)):
+            done = ferrotype(*line, small_mount / "old.raw", *words, *more, code=6)
+            assert "are needed" in done.err
+            assert "nothing was written" in done.err
+    assert tree(small_mount) == {"old.raw": b"mine"}
+    ferrotype("convert", sparse, small_mount / "new.raw")
+
+
+@pytest.mark.parametrize(
+    "words", [("raw",), ("qcow2",), ("vhdx",), ("vmdk",), ("qcow2", "-c"), ("E01",)], ids=" ".join
+)
+def test_what_may_not_fit_is_told(words: tuple[str, ...], small_mount: Path, tmp_path: Path) -> None:
+    """It fits all the same where data turns out to be zeros: nothing is refused, and in the end nothing is wrong."""
+    full = tmp_path / "full.img"
+    full.write_bytes(random.Random(3).randbytes(MiB) + bytes(8 * MiB))
+    packed = words[1:] == ("-c",) or words[0] == "E01"
+    out = small_mount / f"a.{words[0]}"
+    planned = ferrotype("convert", full, out, *words[1:], "-n", "--json").document
+    assert planned["free_on_target_bytes"] == 4 * MiB
+    assert planned["estimated_stored_bytes"] == (None if packed else 9 * MiB)
+    said = ferrotype("convert", full, out, *words[1:], "-n").out
+    assert "where 4 MiB are free" in said
+    assert ("at most 9 MiB" in said) != packed
+    done = ferrotype("convert", full, out, *words[1:])
+    assert ("may not fit: up to 9 MiB" in done.err) != packed
+    assert digest(out) == digest(full)
+
+
+def test_a_dry_run_of_a_restore_says_what_it_takes(image: Path, small_mount: Path, tmp_path: Path) -> None:
+    for name in ("a.img", "a.qcow2"):
+        planned = ferrotype("restore", image, tmp_path / name, "-n", "--json").document
+        done = ferrotype("restore", image, tmp_path / name, "--json").document
+        assert done["written_bytes"] <= planned["estimated_stored_bytes"] <= done["written_bytes"] + 4 * MiB
+        assert planned["free_on_target_bytes"] > 24 * MiB
+    planned = ferrotype("restore", image, small_mount / "a.vdi", "-n", "--json").document
+    assert planned["free_on_target_bytes"] == 4 * MiB
 
 
 @pytest.mark.parametrize("format", ["raw", "qcow2", "ferro"])

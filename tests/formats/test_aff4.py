@@ -222,8 +222,11 @@ def test_further_images_are_further_disks(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- several volumes
 
 
-def _striped(folder: Path) -> tuple[Path, bytes]:
-    """An image whose stripes are in two volumes by turns, each with the whole map."""
+def _striped(folder: Path, *, swapped: bool = False) -> tuple[Path, bytes]:
+    """An image whose stripes are in two volumes by turns, each with the whole map.
+
+    Its hash is over those of the maps, which are in the order of their names, or ``swapped``.
+    """
     halves = [b"", b""]
     entries = []
     for number, at in enumerate(range(0, len(CONTENT), 10_000)):
@@ -231,14 +234,35 @@ def _striped(folder: Path) -> tuple[Path, bytes]:
         entries.append((at, len(piece), len(halves[number % 2]), number % 2))
         halves[number % 2] += piece
     targets = ["aff4://half-0", "aff4://half-1"]
+    volumes, parts = [], []
     for number, half in enumerate(halves):
         arranged = Map(f"aff4://map-{number}", targets, entries, len(CONTENT), hashes=False)
-        volume = Aff4(
-            [ImageStream(targets[number], half), arranged], f"aff4://map-{number}", urn=f"aff4://volume-{number}"
-        )
-        volume.turtle = f"<aff4://image> aff4:dataStream <aff4://map-{1 - number}> ."
+        stream = ImageStream(targets[number], half, hashes=())
+        volumes.append(Aff4([stream, arranged], f"aff4://map-{number}", urn=f"aff4://volume-{number}"))
+        part = volumes[-1].members()[f"aff4://map-{number}/{('map', 'idx')[number]}"]
+        parts.append(hashlib.sha512(part).digest())
+    tops = [hashlib.sha512(digest).digest() for digest in parts]
+    root = hashlib.sha512(b"".join(reversed(tops) if swapped else tops)).hexdigest()
+    for number, volume in enumerate(volumes):
+        name = ("mapPointHash", "mapIdxHash")[number]
+        volume.turtle = f"""
+            <aff4://image> aff4:dataStream <aff4://map-{1 - number}> .
+            <aff4://image> aff4:hash "{root}"^^aff4:blockMapHashSHA512 .
+            <aff4://map-{number}> aff4:{name} "{parts[number].hex()}"^^aff4:SHA512 .
+            <aff4://map-{number}> aff4:blockMapHash "{tops[number].hex()}"^^aff4:SHA512 ."""
         volume.write(folder / f"disk_{number}.aff4")
     return folder / "disk_0.aff4", CONTENT
+
+
+def test_the_hash_of_a_striped_image_is_over_those_of_its_maps(tmp_path: Path) -> None:
+    """As of the reference images; that of one map alone is another."""
+    path, _ = _striped(tmp_path)
+    assert _checked(path) == []
+    assert _checked(tmp_path / "disk_1.aff4") == []
+    path, _ = _striped(tmp_path, swapped=True)
+    found = _checked(path)
+    assert len(found) == 1
+    assert "sha512 over the maps" in found[0]
 
 
 def test_a_striped_image(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ import pytest
 
 from ferrotype.block import read
 from ferrotype.block.outputs import Outputs
-from ferrotype.errors import FerrotypeError, FormatError, InvalidImage, UnsupportedError, UsageError
-from ferrotype.formats import Spec
-from ferrotype.formats.ewf import segment_writer, segments, tables
+from ferrotype.errors import FerrotypeError, FormatError, InvalidImage, Refused, UnsupportedError, UsageError
+from ferrotype.formats import Spec, numbered
+from ferrotype.formats.ewf import segment_writer, tables
 from ferrotype.formats.ewf.segments import segment_name
 from ferrotype.formats.registry import writer
 from ferrotype.job import NullJob
@@ -103,7 +103,7 @@ def test_chunks_of_other_sizes(tmp_path: Path, format: str, sectors: int) -> Non
 
 @pytest.mark.parametrize(("format", "second"), [("encase6", ".E02"), ("smart", ".s02"), ("encase1", ".E02")])
 def test_segments_are_read_as_one(tmp_path: Path, format: str, second: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segments, "_OPEN", 1)  # so that segments are closed and opened again
+    monkeypatch.setattr(numbered, "_OPEN", 1)  # so that segments are closed and opened again
     content = np.random.default_rng(1).bytes(5 * MiB)
     path = acquired(tmp_path, content, format, "-c", "none", "-S", "1048576")
     assert path.with_suffix(second).exists()
@@ -382,6 +382,24 @@ def test_a_last_chunk_may_be_filled_up(tmp_path: Path) -> None:
         check_reader(segment.write(tmp_path / f"{packed}.E01"), SMALL, rounds=20)
 
 
+@pytest.mark.parametrize("more", [1, 511])
+def test_bytes_behind_the_last_whole_sector(tmp_path: Path, more: int) -> None:
+    """As libewf acquires a file that is no whole sectors: its last bytes are in a chunk, and in no sector."""
+    segment = Segment()
+    segment.volume(len(SMALL))
+    segment.chunks(SMALL + b"\xee" * more, packed=False)
+    segment.add("done")
+    path = segment.write(tmp_path / "disk.E01")
+    check_reader(path, SMALL, rounds=20)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"table\0") - 5] ^= 1  # the last of them; its Adler-32 follows
+    path.write_bytes(data)
+    image = opened(path)
+    with pytest.raises(InvalidImage, match="Adler-32"):
+        read(image.source, len(SMALL) - 1, 1)
+    image.close()
+
+
 def test_a_chunk_without_its_checksum_is_refused(tmp_path: Path) -> None:
     segment = Segment()
     segment.volume(CHUNK)
@@ -518,6 +536,32 @@ def test_names_are_libewfs(tmp_path: Path) -> None:
     last = 102 * MiB
     assert read(image.source, last, MiB) == content[last:]
     image.close()
+
+
+def _written_anew(path: Path, content: bytes, *, replace: bool = True) -> None:
+    """An image in one segment, over what stands there."""
+    with Outputs(path, replace=replace) as outputs:
+        sink = writer("ewf").create(outputs, Spec(len(content)))
+        sink.write(0, memoryview(content))
+        sink.finish()
+        outputs.commit()
+        sink.close()
+
+
+def test_fewer_segments_leave_none_of_the_older_image(tmp_path: Path) -> None:
+    content = np.random.default_rng(6).bytes(4 * MiB)
+    path = make_image(tmp_path / "disk.E01", "ewf", content, "level=none", "segment_size=1MiB")
+    assert sorted(one.name for one in tmp_path.iterdir()) == [f"disk.E0{number}" for number in range(1, 6)]
+    _written_anew(path, SMALL)
+    assert [one.name for one in tmp_path.iterdir()] == ["disk.E01"]
+    assert "SUCCESS" in run("ewfverify", "-q", path)
+
+
+def test_a_segment_that_stands_there_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "disk.E02").write_bytes(b"mine")
+    with pytest.raises(Refused, match=r"disk\.E02 exists"):
+        _written_anew(tmp_path / "disk.E01", SMALL, replace=False)
+    assert [one.name for one in tmp_path.iterdir()] == ["disk.E02"]
 
 
 # ---------------------------------------------------------------------- damage and harm

@@ -1,7 +1,9 @@
-"""Ex01, version 2 of EWF: built here section by section, since no free tool writes it."""
+"""Ex01, version 2 of EWF: built here section by section, since only libewf newer than Debian's writes it."""
 
 from __future__ import annotations
 
+import bz2
+import random
 import struct
 import zlib
 from pathlib import Path
@@ -12,6 +14,7 @@ from ferrotype.block import read
 from ferrotype.errors import FerrotypeError, FormatError, InvalidImage, UnsupportedError
 from ferrotype.extents import State
 from ferrotype.formats.ewf import ewf2
+from ferrotype.formats.ewf.bzip2 import bunzip2_sealed
 from ferrotype.job import NullJob
 from tests.formats.judges import KiB, check_reader, opened, random_disk
 from tests.formats.test_ewf import digest_of, sealed
@@ -33,11 +36,24 @@ def text(keys: str, values: list[str]) -> bytes:
     return b"\xff\xfe" + "\n".join(lines).encode("utf-16-le")
 
 
-class Segment:
-    """A segment from its sections."""
+def bare(data: bytes) -> bytes:
+    """The one block of a bzip2 stream, without the four bytes before it, the end mark and the checksum behind it."""
+    stream = bz2.compress(data)
+    bits = f"{int.from_bytes(stream, 'big'):b}".zfill(8 * len(stream))
+    end = bits.rindex(f"{0x177245385090:048b}")
+    assert len(bits) - end < 88
+    block = bits[32:end]
+    return int(block.ljust(-(-len(block) // 8) * 8, "0"), 2).to_bytes(-(-len(block) // 8), "big")
 
-    def __init__(self, number: int = 1, *, method: int = 1, identifier: bytes = b"g" * 16) -> None:
+
+class Segment:
+    """A segment from its sections.  ``method`` is that of its texts, 0 to 2, and ``chunk_method`` that of chunks."""
+
+    def __init__(
+        self, number: int = 1, *, method: int = 1, identifier: bytes = b"g" * 16, chunk_method: int | None = None
+    ) -> None:
         self.method = method
+        self.chunk_method = (method or 1) if chunk_method is None else chunk_method
         self.data = bytearray(b"EVF2\x0d\x0a\x81\x00" + struct.pack("<BBHI", 2, 1, method, number) + identifier)
         self.last = 0
 
@@ -51,13 +67,17 @@ class Segment:
         self.data += sealed(struct.pack("<IIQQII16s12x", *fields))
         return start
 
-    def about(self, size: int, chunk_sectors: int = 64) -> None:
+    def about(
+        self, size: int, chunk_sectors: int = 64, *, notes: str = "some notes", physical: str = "1", said: str = ""
+    ) -> None:
         keys = "sn md lb ts hs dc dt pid rs ls bp ph"
-        device = text(keys, ["S1", "M1", "", str(size // 512), "", "", "f", "", "", "", "512", "1"])
-        values = ["a disk", "case 7", "e1", "A. Miner", "some notes", "7.04", "Windows", "1795443894", "1795443800"]
-        case = text("nm cn en ex nt av os tt at tb cp sb gr wb", [*values, "9", "1", str(chunk_sectors), "64", "2"])
+        device = text(keys, ["S1", "M1", "", str(size // 512), "", "", "f", "", "", "", "512", physical])
+        values = ["a disk", "case 7", "e1", "A. Miner", notes, "7.04", "Windows", "1795443894", "1795443800"]
+        method = said or str(self.chunk_method)
+        values += ["9", method, str(chunk_sectors), "64", "2"]
+        case = text("nm cn en ex nt av os tt at tb cp sb gr wb", values)
         for kind, data in ((DEVICE, device), (CASE, case)):
-            self.add(kind, zlib.compress(data) if self.method else data)
+            self.add(kind, (bytes, zlib.compress, bare)[self.method](data))
 
     def chunks(self, content: bytes, first: int = 0) -> int:
         """Sector data and its table: zlib, plain and patterns in turn; where the table's entries begin."""
@@ -68,7 +88,8 @@ class Segment:
             if len(chunk) == CHUNK and chunk == chunk[:8] * (CHUNK // 8):
                 entries += struct.pack("<8sII", chunk[:8], 0, 5)
                 continue
-            part, flags = (sealed(chunk), 2) if number % 2 else (zlib.compress(chunk), 1)
+            pack = zlib.compress if self.chunk_method == 1 else bare if number % 4 else bz2.compress
+            part, flags = (sealed(chunk), 2) if number % 2 else (pack(chunk), 1)
             entries += struct.pack("<QII", base + len(stored), len(part), flags)
             stored += padded(part)
         self.add(DATA, stored, flags=0)
@@ -93,7 +114,7 @@ def built(path: Path, *extra: tuple[int, bytes], content: bytes = CONTENT, metho
     return segment.write(path)
 
 
-@pytest.mark.parametrize("method", [0, 1])
+@pytest.mark.parametrize("method", [0, 1, 2])
 def test_all_kinds_of_chunks(tmp_path: Path, method: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ewf2, "_PAGE", 4)
     path = built(tmp_path / "disk.Ex01", method=method)
@@ -168,8 +189,84 @@ def test_encrypted_and_unknown_kinds_are_refused(tmp_path: Path) -> None:
     segment.add(DONE, flags=2)
     with pytest.raises(UnsupportedError, match="encrypted"):
         opened(segment.write(tmp_path / "disk.Ex01"))
-    with pytest.raises(UnsupportedError, match="compression method 2"):
-        opened(built(tmp_path / "disk.Ex01", method=2))
+    segment = Segment()
+    segment.data[10] = 3
+    segment.add(DONE)
+    with pytest.raises(UnsupportedError, match="compression method 3"):
+        opened(segment.write(tmp_path / "disk.Ex01"))
+    segment = Segment()
+    segment.about(512, said="3")
+    segment.add(DONE)
+    with pytest.raises(UnsupportedError, match="compression method 3"):
+        opened(segment.write(tmp_path / "disk.Ex01"))
+
+
+def test_blocks_of_bzip2() -> None:
+    """Every byte that is changed is found; zeros behind a block are not its own, and those that are may not lack."""
+    rng = random.Random(3)
+    some = (bytes(int(rng.expovariate(0.2)) % 40 for _ in range(300)) for _ in range(4000))
+    ends_with_a_zero = next(plain for plain in some if bare(plain).endswith(b"\0"))
+    for plain in (b"a", bytes(CHUNK), BODY[:CHUNK], b"abc" * 30_000, ends_with_a_zero):
+        for packed in (bare(plain), bz2.compress(plain)):
+            for tail in (0, 1, 15):
+                assert bunzip2_sealed(packed + bytes(tail), len(plain)) == plain
+                assert bunzip2_sealed(packed + bytes(tail), len(plain) + 9) == plain
+            with pytest.raises(InvalidImage, match="more than"):
+                bunzip2_sealed(packed, len(plain) - 1)
+            for at in range(4, len(packed) - 1, max(1, len(packed) // 40)):
+                broken = packed[:at] + bytes([packed[at] ^ 0x10]) + packed[at + 1 :]
+                try:
+                    assert bunzip2_sealed(broken, len(plain)) in (plain, b"")  # the stream's own end, or none
+                except InvalidImage:
+                    continue
+    assert bunzip2_sealed(b"", 10) == b""
+    assert bunzip2_sealed(bare(b"abc" * 9999)[:-9], CHUNK) == b""
+
+
+def test_texts_and_chunks_may_be_packed_in_two_ways(tmp_path: Path) -> None:
+    for method, chunk_method, name in [(1, 2, "bzip2"), (2, 1, "zlib"), (0, 2, "bzip2")]:
+        segment = Segment(method=method, chunk_method=chunk_method)
+        segment.about(len(CONTENT))
+        segment.chunks(CONTENT)
+        segment.add(DONE, flags=0)
+        check_reader(segment.write(tmp_path / "disk.Ex01"), CONTENT, rounds=4)
+        image = opened(tmp_path / "disk.Ex01")
+        assert image.facts["compression"] == name
+        image.close()
+
+
+def test_values_of_the_texts(tmp_path: Path) -> None:
+    """Marks within a value are escaped; a false boolean is empty, and the method may be."""
+    segment = Segment()
+    segment.about(512, notes="one\x02\x01two\x03three", physical="", said=" ")
+    segment.chunks(CONTENT[:512])
+    segment.add(DONE, flags=0)
+    image = opened(segment.write(tmp_path / "disk.Ex01"))
+    assert image.facts["notes"] == "one\r\ntwo\tthree"
+    assert image.facts["physical"] is False
+    assert image.facts["compression"] == "zlib"
+    assert read(image.source, 0, 512) == CONTENT[:512]  # packed as the file header says
+    image.close()
+
+
+def test_a_chunk_without_a_checksum_is_all_there(tmp_path: Path) -> None:
+    """The flag of patterns means nothing without that of compression."""
+    chunk = BODY[:CHUNK]
+    for length, flags in [(CHUNK, 0), (CHUNK, 4), (CHUNK - 1, 0), (1, 4)]:
+        segment = Segment()
+        segment.about(2 * CHUNK)
+        start = segment.add(DATA, chunk + chunk, flags=0)
+        entries = struct.pack("<QIIQII", start, length, flags, start + CHUNK, CHUNK, flags)
+        segment.add(TABLE, padded(sealed(struct.pack("<QI4x", 0, 2))) + padded(sealed(entries)))
+        segment.add(DONE, flags=0)
+        image = opened(segment.write(tmp_path / "disk.Ex01"))
+        assert read(image.source, CHUNK, CHUNK) == chunk
+        if length == CHUNK:
+            assert read(image.source, 0, 2 * CHUNK) == chunk + chunk
+        else:
+            with pytest.raises(InvalidImage, match=f"holds {length} bytes where {CHUNK} are needed"):
+                read(image.source, 0, 512)
+        image.close()
 
 
 def test_damage_is_found(tmp_path: Path) -> None:

@@ -235,3 +235,39 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
     with Outputs(tmp_path / "b.vmdk") as outputs, pytest.raises(UsageError, match="too many"):
         create(outputs, Spec(3 * TiB, chosen={"subformat": "twoGbMaxExtentFlat"}))
     assert not (tmp_path / "b.vmdk").exists()
+
+
+@pytest.mark.parametrize("new", SUBFORMATS)
+@pytest.mark.parametrize("old", SUBFORMATS)
+def test_extents_of_the_disk_that_is_replaced_go_with_it(tmp_path: Path, old: str, new: str) -> None:
+    path = make_image(tmp_path / "a.vmdk", "vmdk", random_disk(MiB), f"subformat={old}")
+    mine = {"a-s002.vmdk", "a-flat2.vmdk", "b-flat.vmdk"}  # called like extents, and of no disk that is replaced
+    for name in mine:
+        (tmp_path / name).write_bytes(b"mine")
+    content = random_disk(2 * MiB, seed=2)
+    with Outputs(path, replace=True) as outputs:
+        sink = create(outputs, Spec(len(content), chosen={"subformat": new}))
+        sink.write(0, memoryview(content))
+        sink.finish()
+        outputs.commit()
+        sink.close()
+    check_reader(path, content, rounds=5)
+    names = {one.name for one in tmp_path.iterdir()}
+    extents = {"monolithicFlat": {"a-flat.vmdk"}, "twoGbMaxExtentSparse": {"a-s001.vmdk"}}
+    extents["twoGbMaxExtentFlat"] = {"a-f001.vmdk"}
+    assert names == mine | {"a.vmdk"} | extents.get(new, set())
+
+
+def test_a_descriptor_does_not_choose_which_files_go(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    names = ["b-flat.vmdk", "a-flat.txt", "../a-flat.vmdk", "sub/a-s001.vmdk", str(tmp_path / "a-flat.vmdk")]
+    lines = "".join(f'RW 2048 FLAT "{name}" 0\n' for name in names)
+    path = tmp_path / "a.vmdk"
+    path.write_text(f'# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\ncreateType="custom"\n{lines}')
+    for name in ("b-flat.vmdk", "a-flat.txt", "sub/a-s001.vmdk", "a-flat.vmdk"):
+        (tmp_path / name).write_bytes(b"mine")
+    with Outputs(path, replace=True) as outputs:
+        create(outputs, Spec(MiB)).finish()
+        outputs.commit()
+    assert (tmp_path / "a-flat.vmdk").exists()
+    assert len(list(tmp_path.rglob("*.*"))) == 5

@@ -27,6 +27,7 @@ class Traits:
     preferred_size: int = MiB  # bytes; requests of about this size go fastest
     parallel: int = 1 << 16  # calls that may be in flight at once
     ordered: bool = False  # sinks: offsets must ascend
+    concurrent: bool = False  # sinks: several writes get on at once; where not, they only wait for each other
     unit: int = 1  # bytes; sinks: writes start and end at multiples of it, or at the end of the disk
     blank: bool = False  # sinks: everything not yet written is known to read as zeros
     sector_known: bool = False  # the sector size is the device's own, not a guess for a plain file

@@ -20,6 +20,7 @@ import stat
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, NoReturn, Self
 
@@ -277,6 +278,7 @@ class DeviceSink(_Device):
             raise Refused(f"{path} is write-protected; choose another target, or lift the protection")
         self._storage.on(os.fstat(self._fd).st_rdev)
         self._direct = self._direct and self._set_direct(self._fd, True)
+        self.traits = replace(self.traits, concurrent=True)
         self._edges = threading.Lock()  # over reading and writing back a sector that is written in part
         self._dirty = 0  # bytes that went through the page cache since it was last pushed out
 

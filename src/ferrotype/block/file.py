@@ -179,6 +179,16 @@ class FileSink:
         self._storage = Storage(path, patience or Patience(), PROMISE)
         self._storage.on(os.fstat(fd).st_dev)
 
+    @property
+    def closed(self) -> bool:
+        """Whether the file was let go of, by ``complete`` or ``close``."""
+        return self._fd < 0
+
+    @property
+    def committed(self) -> bool:
+        """Whether the file has its final name."""
+        return self._temporary is None
+
     @classmethod
     def create(
         cls,
@@ -250,6 +260,8 @@ class FileSink:
 
     def stored_bytes(self) -> int:
         """Bytes that the file takes up on its medium."""
+        if self.closed:
+            return self._storage.call(lambda _: os.stat(self._temporary or self.path).st_blocks) * 512
         return self._storage.call(lambda _: os.fstat(self._fd).st_blocks) * 512
 
     def preallocate(self) -> None:
@@ -304,12 +316,25 @@ class FileSink:
         flush_range(self._fd, self._size, beat)
         os.fsync(self._fd)
 
+    def complete(self) -> None:
+        """Make the file durable and let go of its descriptor.  Nothing may be written then; ``commit`` names it."""
+        if self.closed:
+            return
+        if not self._flushed:
+            self.flush()
+        fd, self._fd = self._fd, -1
+        with contextlib.suppress(OSError):  # all of it is durable
+            self._storage.call(lambda _: os.close(fd), WriteError)
+        self._storage.release()
+
     def commit(self) -> None:
         """Make the file durable and give it its final name, which replaces what stood there in one step."""
         if not self._flushed:
             self.flush()
         if self._temporary is not None:
             self._storage.call(lambda _: self._commit(), WriteError)
+        if self.closed:
+            self._storage.release()  # of thousands of files none keeps a thread
 
     def _commit(self) -> None:
         temporary = self._temporary
@@ -380,10 +405,10 @@ def put_in_place(hidden: Path, final: Path, *, replace: bool) -> None:
         raise Refused(f"{final} exists by now; remove it, or allow it to be replaced") from None
     except OSError as error:
         raise WriteError(f"{final} could not be put in place: {why(error)}") from error
-    _sync_folder(final.parent)
+    sync_folder(final.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the folder's entries durable."""
     fd = -1
     try:

@@ -1,9 +1,10 @@
-"""Sources and sinks made of others: a part of one, several in a row, one over another.
+"""Sources and sinks made of others: a part of one, several in a row, one over another, none.
 
-    Slice      |..[========]......|     a partition of a disk
-    Concat     |====|=======|==|        the parts of a split image
-    Overlay    |==  ==== ==    =|       what the top has;
-               |================|       the base shows through its holes
+    Slice        |..[========]......|     a partition of a disk
+    Concat       |====|=======|==|        the parts of a split image
+    Overlay      |==  ==== ==    =|       what the top has;
+                 |================|       the base shows through its holes
+    Unavailable  |    error       |       a disk that cannot be read as things are
 
 A view does not own what it is made of: closing it closes nothing, unless ``owned`` says so.  Its traits are those of
 what it stands on.  A ReadError comes out in the view's own offsets; its message keeps the device's.
@@ -23,7 +24,7 @@ from ferrotype.block.file import check_read, check_write
 from ferrotype.errors import InvalidImage, ReadError
 from ferrotype.extents import ExtentMap, State, overlay
 
-__all__ = ["Concat", "Overlay", "Part", "SinkSlice", "Slice", "padded_extents", "read_padded"]
+__all__ = ["Concat", "Overlay", "Part", "SinkSlice", "Slice", "Unavailable", "padded_extents", "read_padded"]
 
 
 class Part(NamedTuple):
@@ -174,6 +175,22 @@ class Overlay:
 
     def close(self) -> None:
         _close_all(self._closing)
+
+
+class Unavailable:
+    """A disk of which no more than the size is known: reading it, and asking where its data is, raise ``error``."""
+
+    def __init__(self, size: int, traits: Traits, error: Exception) -> None:
+        self.size, self.traits, self._error = size, traits, error
+
+    def read_into(self, offset: int, buf: memoryview, /) -> None:  # noqa: ARG002  the protocol's signature
+        raise self._error
+
+    def extents(self, offset: int, length: int, /) -> ExtentMap:  # noqa: ARG002
+        raise self._error
+
+    def close(self) -> None:
+        pass
 
 
 def _pairs(extents: ExtentMap, *, present: bool) -> list[tuple[int, int]]:

@@ -61,8 +61,9 @@ def command(
         from ferrotype.engine.estimate import estimate
         from ferrotype.engine.images import ImageOptions, open_or_create
         from ferrotype.engine.prepare import prepare
+        from ferrotype.engine.room import free_for
         from ferrotype.engine.sources import as_text, named_source
-        from ferrotype.engine.space import free_for, warn_of_estimate
+        from ferrotype.engine.space import warn_of_estimate
 
         access = replace(opening.access(frame), secret_given=False)  # it is for IMAGE
         named = [named_source(text, image, access, stack, job) for text in sources]
@@ -135,7 +136,7 @@ def _planned(judged: Estimate) -> dict[str, object]:
 
 
 def _free(image: Path) -> str:
-    from ferrotype.engine.space import free_for
+    from ferrotype.engine.room import free_for
 
     free = free_for(image)
     return "" if free is None else f", where {format_size(free)} are free"

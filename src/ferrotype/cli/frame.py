@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ferrotype.repository.store import Repository
 
 _TELL: Final = 5.0  # seconds that storage may take before the user hears of it
+_OPEN_FILES: Final = 1 << 16  # split disks have up to 10,000 parts; programs started from here inherit the limit
 _MAX_SIZE: Final = (1 << 63) - 1  # bytes; what an offset of the kernel can say
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -107,6 +108,7 @@ class Frame:
     _passphrase: bytes | None = None
     _document: dict[str, object] = field(default_factory=dict)
     _text: str | Callable[[], str] = ""
+    _told: bool = False
 
     @contextmanager
     def run(self) -> Iterator[CliJob]:
@@ -115,6 +117,9 @@ class Frame:
             display_for("none" if self.quiet else self.progress, sys.stderr), self._say, verbose=self.verbose
         )
         self._job = job
+        from ferrotype import linux  # ctypes takes its time, which help need not spend
+
+        linux.allow_open_files(_OPEN_FILES)
         try:
             with stopping(job), ExitStack() as stack:
                 away = apart.paths_away(_given())
@@ -140,6 +145,10 @@ class Frame:
         """What the call answers: a JSON document, and the same for people, drawn only if it is wanted."""
         self._document, self._text = document, text
 
+    def tell(self, document: dict[str, object], text: str) -> None:
+        """Set what is known, and printed, although the verb fails now."""
+        self._document, self._text, self._told = document, text, True
+
     def _say(self, message: str) -> None:
         if not self.quiet:
             click.echo(output.printable(message), err=True)
@@ -161,7 +170,9 @@ class Frame:
         sentence = exits.says(error)
         if self.json:
             document = {"error": sentence, "kind": type(error).__name__, "warnings": [*job.warnings, *job.notes]}
-            output.put(json.dumps(document), exits.OK)
+            output.put(json.dumps(self._document | document if self._told else document), exits.OK)
+        elif self._told and isinstance(self._text, str) and not self.quiet:
+            output.put(self._text, exits.OK)
         click.echo(output.printable(f"ferrotype: {sentence}"), err=True)
         return exits.code_of(error)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -13,7 +14,7 @@ from ferrotype.units import format_size
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ferrotype.engine.info import DiskInfo
+    from ferrotype.engine.info import Headers
     from ferrotype.formats import Tree
 
 
@@ -22,10 +23,13 @@ if TYPE_CHECKING:
 @access_options
 @options
 def command(frame: Frame, ref: str, opening: Opening) -> None:
-    """Format, size, partition table, volumes, used and free, and a drawn map of REF."""
+    """Format, size, partition table, volumes, used and free, and a drawn map of REF.
+
+    Of a disk image whose disk cannot be read, for want of a parent or a key, what its headers say.
+    """
     with frame.run() as job:
         from ferrotype.cli.drawing import disk_bar, volume_rows
-        from ferrotype.engine.info import disk_info
+        from ferrotype.engine.info import disk_headers, disk_info
         from ferrotype.engine.references import open_disk
         from ferrotype.engine.trees import as_json, tree_behind
         from ferrotype.extents import State
@@ -36,7 +40,12 @@ def command(frame: Frame, ref: str, opening: Opening) -> None:
                     job.warn(f"{ref}: {warning}")
                 frame.show(as_json(tree), "\n".join((f"{ref}: {tree.format}, files and no disk", *_said_of(tree))))
                 return
-        with open_disk(ref, opening.access(frame), job) as disk:
+        with open_disk(ref, replace(opening.access(frame), headers_only=True), job) as disk:
+            if disk.image is not None and disk.image.missing is not None:
+                known = disk_headers(disk)
+                head = f"{ref}: {known.format}, {format_size(known.size)} ({known.size} bytes)"
+                frame.tell(known.as_json(), "\n".join((head, *_container(known))))
+                raise disk.image.missing
             info = disk_info(disk, job)
         survey = info.survey
         document = info.as_json()
@@ -52,7 +61,8 @@ def command(frame: Frame, ref: str, opening: Opening) -> None:
         tail = (
             f"{format_size(kept)} to keep, {format_size(free)} free in file systems, {format_size(zero)} known zeros"
         )
-        frame.show(document, "\n".join((head, *_container(info), disk_bar(survey), volume_rows(survey), tail)))
+        rows = (head, *_container(info), disk_bar(survey), volume_rows(survey), tail)
+        frame.show(document, "\n".join(rows))
 
 
 def _said_of(tree: Tree) -> Iterator[str]:
@@ -65,7 +75,7 @@ def _said_of(tree: Tree) -> Iterator[str]:
             yield f"{name}: {_said(value)}"
 
 
-def _container(info: DiskInfo) -> Iterator[str]:
+def _container(info: Headers) -> Iterator[str]:
     """What the files are that a disk image stands in."""
     if info.stored_size is not None and info.format != "device":
         yield f"stored in {format_size(info.stored_size)}"

@@ -9,11 +9,12 @@ import click
 
 from ferrotype.cli.access import Opening, access_options
 from ferrotype.cli.frame import IMAGE, REFERENCE, Frame, options
-from ferrotype.cli.progress import asking
+from ferrotype.cli.overwriting import confirm
 from ferrotype.units import format_size
 
 if TYPE_CHECKING:
     from ferrotype.engine.references import OpenDisk
+    from ferrotype.engine.room import Need
     from ferrotype.engine.writing import Written
 
 
@@ -46,6 +47,7 @@ def command(
 ) -> None:
     """Write a disk of a backup, or one partition of it (REF#2), to TARGET: a disk, a partition or a file.
 
+    REF leads into a backup; convert writes any other disk, onto devices too.
     A new file is a disk image of the format that its suffix (.qcow2 .vhdx .E01 ...) or -O says, else a raw disk.
     Everything on the target is overwritten.  A target that is mounted, in use, too small, of another sector size, or
     that holds the image is refused.
@@ -53,7 +55,8 @@ def command(
     with frame.run() as job:
         from ferrotype.engine.references import open_disk
         from ferrotype.engine.restore import RestoreOptions, check_target, restore, say_what_was_lost
-        from ferrotype.engine.space import check_restore
+        from ferrotype.engine.room import Need, free_for, need_of
+        from ferrotype.engine.space import check_restore, stored_bytes
         from ferrotype.engine.targets import check_fits, open_target, refuse_harm
         from ferrotype.engine.writing import NewImage, check_image, options_help, parse_options, write_image
         from ferrotype.errors import UsageError
@@ -74,28 +77,33 @@ def command(
                 check_image(disk, wanted, "restored")
                 if format == "ferro":
                     raise UsageError(f"{target}: a backup goes into another image with copy, a disk with convert")
-                if not force and not dry_run and target.exists():
-                    _ask(frame, target, disk)
-                if not dry_run:
-                    say_what_was_lost(part, job)
-                    written = write_image(disk, wanted, job)
-                    frame.show(*_written(target, written))
+                if dry_run:
+                    need = need_of(disk.source, wanted)
+                    need.check(target)
+                    frame.show(*_planned(part.length, disk, target, need))
                     return
+                if not force and target.exists():
+                    confirm(frame, target, disk.reference.text)
+                say_what_was_lost(part, job)
+                written = write_image(disk, wanted, job)
+                frame.show(*_written(target, written))
+                return
             in_place = target.is_block_device() or (delta and target.exists())
             refuse_harm(target, disk.files)
             if in_place:
-                check_fits(part, target)
-            elif format is None:
+                check_fits(target, part.length, part.disk.sector_size)
+            else:
                 check_restore(part, target)
-            if not force and not dry_run and target.exists():
-                _ask(frame, target, disk)
             if dry_run:
+                stored = None if in_place else stored_bytes(part)
                 frame.show(
-                    {"dry_run": True, "disk_bytes": part.length},
-                    f"would write {format_size(part.length)} from {disk.reference.text} to {target}; "
-                    "nothing was written",
+                    *_planned(
+                        part.length, disk, target, None if stored is None else Need(stored, stored, free_for(target))
+                    )
                 )
                 return
+            if not force and target.exists():
+                confirm(frame, target, disk.reference.text)
             with open_target(
                 target, part.length, part.disk.sector_size, in_place=in_place, patience=frame.patience
             ) as opened:
@@ -150,14 +158,11 @@ def _written(target: Path, done: Written) -> tuple[dict[str, object], str]:
     return document, text + f"{format_size(done.stored_bytes)} stored"
 
 
-def _ask(frame: Frame, target: Path, disk: OpenDisk) -> None:
-    """At a terminal the user types the target's name; anywhere else ``--force`` is needed."""
-    from ferrotype.errors import Refused
-
-    if not frame.interactive:
-        raise Refused(f"{target} exists and would be overwritten; say --force if that is meant")
-    click.echo(f"Everything on {target} will be overwritten with {disk.reference.text}.", err=True)
-    with asking():
-        typed = click.prompt(f"Type {target.name} to go on", err=True, default="", show_default=False)
-    if typed != target.name:
-        raise Refused("the name was not typed; nothing was written")
+def _planned(size: int, disk: OpenDisk, target: Path, need: Need | None) -> tuple[dict[str, object], str]:
+    """What a dry run says; ``need``: of a new file."""
+    document: dict[str, object] = {"dry_run": True, "disk_bytes": size} | (need.as_json() if need else {})
+    said = need.text if need else ""
+    return (
+        document,
+        f"would write {format_size(size)} from {disk.reference.text} to {target}{said}; nothing was written",
+    )

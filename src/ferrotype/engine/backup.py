@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 
@@ -41,6 +42,7 @@ class BackupOptions:
     tags: tuple[str, ...] = ()
     workers: int = 0  # 0: one each processor
     verify_after: bool = False  # read back and prove what was stored before it is committed
+    becomes: Path | None = None  # what a new image is called that has a hidden name so far
 
 
 def backup(repository: Repository, sources: Sequence[NamedSource], options: BackupOptions, job: Job) -> Snapshot:
@@ -56,7 +58,7 @@ def backup(repository: Repository, sources: Sequence[NamedSource], options: Back
         all_sectors=options.all_sectors,
         exclude_swap_files=options.exclude_swap_files,
     )
-    warn_of_backup(repository, prepared, job)
+    warn_of_backup(repository, prepared, job, options.becomes)
     with _fresh_index(repository), open_writer(repository, from_medium=options.verify_after) as writer:
         if writer.adopted:
             job.note(f"a backup that was cut is taken up again: {writer.adopted} chunks of it are used")

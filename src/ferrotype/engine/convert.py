@@ -2,8 +2,11 @@
 
     extents       known zeros are never read
     batches       a few MiB, cut at multiples of the sink's unit
-    workers       read, look for zeros, and write; a ``Packer`` is given whole batches to pack instead
-    in order      packed batches are put, by one thread
+    workers       read, and look for zeros; a ``Packer`` is given whole batches to pack instead
+    in order      one thread writes, or puts what was packed
+
+One thread, since the kernel lets a single write at a time into a file: a second writer would spin until the first is
+done, on a core that can read ahead meanwhile.  Only to sinks that say they are ``concurrent`` do the workers write.
 
 Cost: a pass over what is not known to be zero; memory is a few batches a worker, whatever the size of the disk.
 """
@@ -11,12 +14,11 @@ Cost: a pass over what is not known to be zero; memory is a few batches a worker
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -35,6 +37,8 @@ __all__ = ["Converted", "copy"]
 _BATCH: Final = 2 * MiB  # bytes of the disk a worker takes at a time, or one unit where that is larger
 _GRAIN: Final = 16 * KiB  # zeros are looked for in pieces of it where the sink's unit says nothing
 _GAP: Final = 32  # batches of known zeros that an ordered sink is told of at a time
+_ZEROED: Final = 256 * MiB  # bytes of a device that are zeroed at a time
+_FLYING: Final = 128 * MiB  # bytes of batches that are read and not yet written, or two batches
 _WINDOW: Final = 1 << 40  # bytes of the disk whose extents are asked for at a time
 
 
@@ -53,7 +57,8 @@ def copy(
 ) -> Converted:
     """Write the whole source to a sink of the same size, and finish it.  Nothing is flushed or committed.
 
-    With ``backing`` the sink shows that where nothing is written, and only what differs from it is.
+    With ``backing`` the sink shows that where nothing is written, and only what differs from it is.  On a sink that
+    is not blank, known zeros are written as zeros.
     """
     began = time.monotonic()
     if source.size != sink.size:
@@ -61,31 +66,38 @@ def copy(
     result = Converted(disk_bytes=source.size)
     job.begin("converting", source.size)
     worker = _Worker(source, sink, backing)
-    count = workers or len(os.sched_getaffinity(0))
-    if sink.traits.ordered and not isinstance(sink, Packer):
-        count = 1
+    depth, count = _shape(sink, workers or len(os.sched_getaffinity(0)))
+    held = backing is None and not sink.traits.blank
     at = 0
-    for done in map_ordered(worker, _batches(source, backing, _grid(sink)), workers=count, depth=3 * count):
-        _pass_over(sink, at, done.start, job)
-        if done.packed is not None and isinstance(sink, Packer):
-            sink.put(done.start, done.packed)
+    for done in map_ordered(worker, _batches(source, backing, _grid(sink)), workers=count, depth=depth):
+        _pass_over(sink, at, done.start, job, held=held)
+        worker.write(done)
         result.read_bytes += done.read
         result.written_bytes += done.written
         job.advance(done.end - done.start)
         at = done.end
-    _pass_over(sink, at, source.size, job)
+    _pass_over(sink, at, source.size, job, held=held)
     sink.finish()
     result.seconds = time.monotonic() - began
     return result
 
 
-def _pass_over(sink: WritableSink, start: int, end: int, job: Job) -> None:
-    """What is known to be zeros is done.  A sink that takes all in order may have work with it, such as hashing."""
+def _shape(sink: WritableSink, cores: int) -> tuple[int, int]:
+    """Batches in flight, and workers."""
+    depth = max(2, min(3 * cores, _FLYING // _grid(sink)))
+    return depth, min(cores, depth)
+
+
+def _pass_over(sink: WritableSink, start: int, end: int, job: Job, *, held: bool) -> None:
+    """What is known to be zeros is done.  A sink that takes all in order may have work with it, such as hashing.
+
+    ``held``: the sink may hold something there, which is zeroed.
+    """
     told = sink.traits.ordered and sink.traits.blank
-    step = _grid(sink) * _GAP if told else max(end - start, 1)
+    step = _grid(sink) * _GAP if told else _ZEROED if held else max(end - start, 1)
     for at in range(start, end, step):
         count = min(step, end - at)
-        if told:
+        if told or held:
             sink.write_zeros(at, count)
         job.advance(count)
 
@@ -135,39 +147,71 @@ def _interesting(extents: ExtentMap, backing: Source | None) -> ExtentMap:
 # ---------------------------------------------------------------------- doing it
 
 
-@dataclass(frozen=True, slots=True)
+class _Piece(NamedTuple):
+    """What is to be written of a batch: bytes of it, zeros or as they are, or in the form a ``Packer`` made."""
+
+    start: int
+    end: int
+    zero: bool
+    packed: object = None
+
+
+@dataclass(slots=True)
 class _Done:
+    """A batch that was read, and what is still to be written of it."""
+
     start: int
     end: int
     read: int
     written: int
-    packed: object = None
+    pieces: Sequence[_Piece]
+    buffer: memoryview | None  # that the pieces lie in, where they do
 
 
 class _Worker:
-    """Reads batches, and writes or packs them; called from many threads."""
+    """Reads batches and packs or writes them; called from many threads."""
 
     def __init__(self, source: Source, sink: WritableSink, backing: Source | None) -> None:
         self._source, self._sink, self._backing = source, sink, backing
         self._packer = sink if isinstance(sink, Packer) else None
         unit = sink.traits.unit
         self._grain = unit if unit >= 4 * KiB else _GRAIN
-        self._local = threading.local()
+        self._free: list[memoryview] = []  # buffers of batches that are done
 
     def __call__(self, batch: _Batch) -> _Done:
         length = batch.end - batch.start
-        view = self._buffer("disk", length)
+        buffer = self._buffer()
+        view = buffer[:length]
         read = self._fill(batch, view)
         if self._packer is not None and self._backing is None:
-            return _Done(batch.start, batch.end, read, length, self._packer.pack(batch.start, view))
-        written = 0
-        for low, high, zero in self._runs(batch.start, view):
-            if zero:
-                self._sink.write_zeros(batch.start + low, high - low)
-            else:
-                self._sink.write(batch.start + low, view[low:high])
-                written += high - low
-        return _Done(batch.start, batch.end, read, written)
+            pieces = [_Piece(0, length, zero=False)]  # it looks for zeros itself
+        else:
+            pieces = self._pieces(batch.start, view)
+        written = sum(piece.end - piece.start for piece in pieces if not piece.zero)
+        done = _Done(batch.start, batch.end, read, written, pieces, buffer)
+        if self._packer is not None:
+            pack, at = self._packer.pack, batch.start
+            done.pieces = [
+                piece if piece.zero else piece._replace(packed=pack(at + piece.start, view[piece.start : piece.end]))
+                for piece in pieces
+            ]
+            self._give_back(done)
+        elif self._sink.traits.concurrent:
+            self.write(done)
+        return done
+
+    def write(self, done: _Done) -> None:
+        """Write what is still to be written of a batch."""
+        for piece in done.pieces:
+            at = done.start + piece.start
+            if piece.zero:
+                self._sink.write_zeros(at, piece.end - piece.start)
+            elif self._packer is not None:
+                self._packer.put(at, piece.packed)
+            elif done.buffer is not None:
+                self._sink.write(at, done.buffer[piece.start : piece.end])
+        done.pieces = ()
+        self._give_back(done)
 
     def _fill(self, batch: _Batch, view: memoryview) -> int:
         """Read what is not known to be zero; the bytes read."""
@@ -181,35 +225,43 @@ class _Worker:
                 read += extent.length
         return read
 
-    def _runs(self, start: int, view: memoryview) -> Iterator[tuple[int, int, bool]]:
-        """(start, end, zeros?) of what has to be written, in bytes of the batch."""
-        zero = zero_cells(view, self._grain)
-        kinds = [_ZERO if flag else _DATA for flag in zero]
+    def _pieces(self, start: int, view: memoryview) -> list[_Piece]:
+        """What has to be written of a batch, and neither is there already nor stands behind the sink."""
+        kinds = [_ZERO if flag else _DATA for flag in zero_cells(view, self._grain)]
         if self._backing is not None:
             kinds = self._against(self._backing, start, view, kinds)
         elif self._sink.traits.blank:
             kinds = [_SKIP if kind == _ZERO else kind for kind in kinds]
+        pieces = []
         at = 0
         for kind, group in groupby(kinds):
             end = at + len(list(group))
             if kind != _SKIP:
-                yield at * self._grain, min(end * self._grain, len(view)), kind == _ZERO
+                pieces.append(_Piece(at * self._grain, min(end * self._grain, len(view)), kind == _ZERO))
             at = end
+        return pieces
 
     def _against(self, backing: Source, start: int, view: memoryview, kinds: list[int]) -> list[int]:
         """What is the same behind the sink already needs no writing."""
-        lower = self._buffer("backing", len(view))
+        buffer = self._buffer()
+        lower = buffer[: len(view)]
         read_padded(backing, start, lower)
         differ = np.frombuffer(view, np.uint8) != np.frombuffer(lower, np.uint8)
         changed = np.logical_or.reduceat(differ, np.arange(0, len(view), self._grain)).tolist()
+        self._free.append(buffer)
         return [kind if changed[i] else _SKIP for i, kind in enumerate(kinds)]
 
-    def _buffer(self, name: str, length: int) -> memoryview:
-        buffer: memoryview | None = getattr(self._local, name, None)
-        if buffer is None or len(buffer) < length:
-            buffer = aligned_buffer(length)
-            setattr(self._local, name, buffer)
-        return buffer[:length]
+    def _buffer(self) -> memoryview:
+        """Room for a batch."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return aligned_buffer(min(_grid(self._sink), self._sink.size))
+
+    def _give_back(self, done: _Done) -> None:
+        buffer, done.buffer = done.buffer, None
+        if buffer is not None:
+            self._free.append(buffer)
 
 
 _SKIP, _ZERO, _DATA = range(3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Final
 
 from ferrotype.engine.references import OpenDisk
@@ -16,26 +16,62 @@ from ferrotype.job import Job
 
 
 @dataclass(frozen=True, slots=True)
-class DiskInfo:
-    """A disk and its survey, and of a disk image what its container says."""
+class StoredFile:
+    """A file that a disk stands in."""
+
+    path: str
+    size: int  # bytes
+    stored_size: int  # bytes that it takes up on its medium
+
+
+@dataclass(frozen=True, slots=True)
+class Headers:
+    """What is known of a disk without reading it."""
 
     format: str
-    survey: Survey
-    stored_size: int | None = None  # bytes that its files take up; None: it stands in none
+    size: int  # of the disk, bytes
+    files: tuple[StoredFile, ...] = ()  # the one that was named, then parents, extents, segments ...
     container: Mapping[str, object] = field(default_factory=dict)  # ``Image.facts``
     hashes: Mapping[str, str] = field(default_factory=dict)  # of the whole disk, as the container states them
     disks: tuple[str, ...] = ()  # further disks in the container
 
+    @property
+    def stored_size(self) -> int | None:
+        """Bytes that all its files take up; None: it stands in none."""
+        return sum(file.stored_size for file in self.files) if self.files else None
+
     def as_json(self) -> dict[str, object]:
-        s = self.survey
+        """With all the keys of ``DiskInfo``; what would take reading the disk is null, or empty."""
         return {
             "format": self.format,
-            "virtual_size": s.size,
+            "virtual_size": self.size,
             "stored_size": self.stored_size,
-            "sector_size": s.sector_size,
+            "files": [asdict(file) for file in self.files],
+            "readable": False,
             "container": dict(self.container),
             "hashes": dict(self.hashes),
             "disks": list(self.disks),
+            "sector_size": None,
+            "table": None,
+            "disk_id": None,
+            "volumes": [],
+            "free_bytes": None,
+            "hole_bytes": None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class DiskInfo(Headers):
+    """A disk and its survey, and of a disk image what its container says."""
+
+    survey: Survey = field(kw_only=True)
+
+    def as_json(self) -> dict[str, object]:
+        s = self.survey
+        return {
+            **Headers.as_json(self),
+            "readable": True,
+            "sector_size": s.sector_size,
             "table": s.table.kind if s.table else None,
             "disk_id": s.table.disk_id if s.table else None,
             "volumes": [volume.as_json() for volume in s.volumes],
@@ -52,23 +88,32 @@ def disk_info(disk: OpenDisk, job: Job) -> DiskInfo:
         job.warn(sentence)
     for sentence in [*surveyed.told.unclean, *surveyed.told.notes]:
         job.note(sentence)
-    image = disk.image
+    known = disk_headers(disk)
+    return DiskInfo(
+        known.format, known.size, known.files, known.container, known.hashes, known.disks, survey=surveyed
+    )
+
+
+def disk_headers(disk: OpenDisk) -> Headers:
+    """What is known of a disk without reading it, as of an image that is ``missing`` something."""
+    image, size, files = disk.image, disk.source.size, tuple(_files(disk))
     if image is None:
-        return DiskInfo(disk.format, surveyed, _stored_size(disk))
-    return DiskInfo(disk.format, surveyed, _stored_size(disk), image.facts, image.hashes, tuple(image.disks))
+        return Headers(disk.format, size, files)
+    return Headers(disk.format, size, files, image.facts, image.hashes, tuple(image.disks))
 
 
-def _stored_size(disk: OpenDisk) -> int | None:
-    """Bytes that the files of a disk take up on their medium."""
-    states = {}
+def _files(disk: OpenDisk) -> Iterator[StoredFile]:
+    """The regular files of a disk, each once."""
+    seen = set()
     for path in disk.files:
         try:
             status = os.stat(path)
         except OSError:  # removed meanwhile
             continue
-        if stat.S_ISREG(status.st_mode):
-            states[status.st_dev, status.st_ino] = status.st_blocks * 512
-    return sum(states.values()) if states else None
+        identity = status.st_dev, status.st_ino
+        if stat.S_ISREG(status.st_mode) and identity not in seen:
+            seen.add(identity)
+            yield StoredFile(str(path), status.st_size, status.st_blocks * 512)
 
 
 # ---------------------------------------------------------------------- the allocation map

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,6 +104,7 @@ class Access:
     secret_given: bool = False  # the user named one, so an image that is not encrypted is not the one meant
     opener: Opener = PosixFile  # how the files of an image are opened
     patience: Patience | None = None  # how long storage may take
+    headers_only: bool = False  # a disk image whose disk cannot be read is wanted for what its headers say
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ class OpenDisk:
     repository: Repository | None = None
     start: int = 0  # of the partition on its disk, bytes
     image: Image | None = None  # the container, of a disk image
-    opened: Sequence[Path] = ()  # further files that it stands in, as far as they have been opened
+    opened: Collection[Path] = ()  # further files that it stands in, as far as they have been opened
 
     @property
     def files(self) -> list[Path]:
@@ -139,13 +140,19 @@ class OpenDisk:
         from ferrotype.engine.restore import Part
 
         if self.record is None or self.repository is None:
-            raise UsageError(f"{self.reference.text} is not in a backup; restore reads .ferro images")
+            raise UsageError(
+                f"{self.reference.text} is not in a backup, which is what restore takes; convert writes other disks"
+            )
         return Part(self.repository, self.record, self.start, self.source.size)
 
 
 @contextmanager
 def open_disk(text: str, access: Access, job: Job) -> Iterator[OpenDisk]:
-    """The disk, or partition, that a reference names."""
+    """The disk, or partition, that a reference names.
+
+    Where a disk image lacks what its disk takes, such as a parent or a key, that is raised at once; with
+    ``headers_only`` the image says it in ``missing``, and nothing can be read of the disk, nor any partition found.
+    """
     reference = parse(text)
     if is_image(reference, access):
         from ferrotype.engine.opening import open_image
@@ -190,24 +197,32 @@ def open_disk(text: str, access: Access, job: Job) -> Iterator[OpenDisk]:
             source.close()
         return
     try:
-        image, related = _open_image(reference.path, access, job)
+        image, related = _open_image(reference, access, job)
     except FormatError as error:
         raise error.of(str(reference.path)) from None
     try:
         for warning in image.warnings:
             job.warn(f"{reference.path}: {warning}")
-        source = image.disk(_inner(reference))
+        reference = _with_inner_hash(reference, image)
+        source = image.disk(_inner(reference, image))
         disk = OpenDisk(source, image.format, reference, access.sector_size, image=image, opened=related.opened)
         yield _narrowed(disk)
     finally:
         image.close()
 
 
-def _inner(reference: Reference) -> str | None:
-    """The name of a further disk inside a disk image; it may hold a slash."""
-    if reference.snapshot in (None, "latest") and reference.disk is None:
-        return None
-    return "/".join(part for part in (reference.snapshot, reference.disk) if part)
+def _inner(reference: Reference, image: Image) -> str | None:
+    """The name of a further disk inside a disk image; it may hold a slash, and be called ``latest``."""
+    name = "/".join(part for part in (reference.snapshot, reference.disk) if part)
+    return None if name in ("", "latest") and name not in image.disks else name
+
+
+def _with_inner_hash(reference: Reference, image: Image) -> Reference:
+    """A further disk's own name may hold a ``#``: that of an internal snapshot is any text."""
+    whole = f"{_inner(reference, image)}#{reference.partition}"
+    if reference.snapshot is not None and whole in image.disks:
+        return replace(reference, snapshot=whole, disk=None, partition=None)
+    return reference
 
 
 def _with_own_hash(reference: Reference, snapshot: Snapshot) -> Reference:
@@ -233,15 +248,17 @@ def is_image(reference: Reference, access: Access) -> bool:
         return reference.snapshot is not None and recognise(file) is None
 
 
-def _open_image(path: Path, access: Access, job: Job) -> tuple[Image, Related]:
+def _open_image(reference: Reference, access: Access, job: Job) -> tuple[Image, Related]:
     """The container a file, or folder, is, and what else it opens; raw where its content shows no other."""
-    secret = access.secret
+    path, secret = reference.path, access.secret
+    headers_only = access.headers_only and reference.partition is None
     related = Related(path, access.related, patience=access.patience, passphrase=lambda: _passphrase(secret(path)))
     if path.is_dir():
-        return open_folder(path, related, access.format), related
+        return open_folder(path, related, access.format, headers_only=headers_only), related
     file = open_source(path, sector_size=access.sector_size, patience=access.patience)
     try:
-        return open_file(file, related, _format_of(path, file, access, job)), related
+        format = _format_of(path, file, access, job)
+        return open_file(file, related, format, headers_only=headers_only), related
     except BaseException:
         file.close()
         raise

@@ -4,6 +4,9 @@ for each stretch of the disk
     known zeros      left alone on a blank target, else holes, discards or zeroing
     chunks           located many at a time, read from the pack in long runs, proven, written in long runs
     delta            the target is read and hashed first, and only what differs is written
+
+Workers do all but the writing; one thread writes, in the order of the disk, since the kernel lets a single write at a
+time into a file.  To sinks that are ``concurrent``, such as devices, the workers write.
 """
 
 from __future__ import annotations
@@ -12,23 +15,25 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ferrotype.block import Sink, Source, read
+from ferrotype.block import Sink, Source
 from ferrotype.block.device import aligned_buffer
-from ferrotype.errors import CorruptChunk, FormatError, MissingChunk, Refused
+from ferrotype.engine.larger import settle_table
+from ferrotype.engine.targets import check_takes
+from ferrotype.errors import CorruptChunk, MissingChunk
 from ferrotype.extents import State
 from ferrotype.job import Job
 from ferrotype.pipeline import map_ordered
 from ferrotype.repository.sealing import ZERO_ID, ChunkId
 from ferrotype.repository.snapshots import DiskRecord, Region
+from ferrotype.repository.source import SnapshotSource
 from ferrotype.repository.store import Repository
-from ferrotype.units import MiB, format_size
-from ferrotype.volumes.relocate import moved_backup
+from ferrotype.units import MiB
 
 _BATCH: Final = 2 * MiB  # bytes of the disk a worker restores at a time
 _NAMED: Final = 20  # lost ranges that are told one by one
@@ -88,16 +93,7 @@ class _Piece:
 
 def check_target(part: Part, target: Source | Sink) -> None:
     """Raises Refused where the target cannot take the part."""
-    if target.size < part.length:
-        raise Refused(
-            f"the target has {format_size(target.size)} ({target.size} bytes), {format_size(part.length)} "
-            f"({part.length} bytes) are needed; nothing was written"
-        )
-    if target.traits.sector_known and target.traits.sector_size != part.disk.sector_size:
-        raise Refused(
-            f"the target has sectors of {target.traits.sector_size} bytes and the backup was made of sectors of "
-            f"{part.disk.sector_size}: its partition table and file systems would not work; nothing was written"
-        )
+    check_takes(target, part.length, part.disk.sector_size)
 
 
 def restore(
@@ -118,20 +114,18 @@ def restore(
     job.begin("restoring", part.length)
     worker = _Worker(part, sink, options, target if options.delta else None)
     workers = options.workers or len(os.sched_getaffinity(0)) + 1
-    if sink.traits.ordered:
-        workers = 1
     result = RestoreResult(disk_bytes=part.length)
     done = 0
-    for written, kept, zeroed, end in map_ordered(worker, _batches(part), workers=workers):
-        result.written_bytes += written
-        result.kept_bytes += kept
-        result.zeroed_bytes += zeroed
-        job.advance(end - done)
-        done = end
+    for found in map_ordered(worker, _batches(part), workers=workers):
+        worker.write(found)
+        result.written_bytes += found.written
+        result.kept_bytes += found.kept
+        result.zeroed_bytes += found.zeroed
+        job.advance(found.end - done)
+        done = found.end
     if options.move_backup_table and part.length == part.disk.size and sink.size > part.length:
-        result.table_moved = _move_backup_table(part, sink, job)
-        if not result.table_moved and target is not None:
-            _remove_stale_table(part, sink, target)
+        whole = SnapshotSource(part.repository, part.disk)
+        result.table_moved = settle_table(whole, sink, part.disk.sector_size, job, target=target)
     job.begin("flushing")
     sink.flush()
     result.seconds = time.monotonic() - began
@@ -149,30 +143,6 @@ def say_what_was_lost(part: Part, job: Job) -> None:
     if len(lost) > _NAMED:
         rest = sum(length for _, length in lost[_NAMED:])
         job.warn(f"{part.disk.name}: so are {rest} bytes in {len(lost) - _NAMED} more places")
-
-
-def _move_backup_table(part: Part, sink: Sink, job: Job) -> bool:
-    from ferrotype.repository.source import SnapshotSource
-
-    try:
-        writes = moved_backup(SnapshotSource(part.repository, part.disk), sink.size, part.disk.sector_size)
-    except FormatError as error:
-        job.warn(f"the partition table is restored as it was, and not moved to the end of the target: {error}")
-        return False
-    for offset, data in writes:
-        sink.write(offset, memoryview(data))
-    return bool(writes)
-
-
-def _remove_stale_table(part: Part, sink: Sink, target: Source) -> None:
-    """Zero a backup GPT header that the target's former content left in its last sector.
-
-    It would describe a disk that is gone, and partitioning programs would offer to bring that back.
-    """
-    sector = part.disk.sector_size
-    last = sink.size // sector * sector - sector
-    if last >= part.length and read(target, last, 8) == b"EFI PART":
-        sink.write_zeros(last, sector)
 
 
 # ---------------------------------------------------------------------- what goes where
@@ -252,8 +222,20 @@ def _gathered(
 # ---------------------------------------------------------------------- doing it
 
 
+@dataclass(slots=True)
+class _Found:
+    """What a batch comes to, and what is still to be written of it; bytes and offsets of the target."""
+
+    end: int
+    kept: int = 0
+    written: int = 0
+    zeroed: int = 0
+    runs: list[tuple[int, list[bytes]]] = field(default_factory=list)  # offset, and parts that follow each other
+    zeros: list[tuple[int, int]] = field(default_factory=list)  # offset, length
+
+
 class _Worker:
-    """Restores batches; called from many threads.  Returns (written, kept, zeroed, end of the batch)."""
+    """Finds what batches are to hold; called from many threads."""
 
     def __init__(self, part: Part, sink: Sink, options: RestoreOptions, target: Source | None) -> None:
         self._part = part
@@ -264,32 +246,44 @@ class _Worker:
         self._target = target
         self._local = threading.local()
 
-    def __call__(self, batch: list[_Piece] | _Zeros) -> tuple[int, int, int, int]:
-        if isinstance(batch, _Zeros):
-            return self._zeros(batch)
-        wanted, kept = (batch, 0) if self._target is None else self._differing(self._target, batch)
-        written = 0
-        for run in _adjacent(wanted):
-            self._write(run[0].target, list(self._plain(run)))
-            written += sum(piece.length for piece in run)
-        return written, kept, 0, batch[-1].target + batch[-1].length
+    def __call__(self, batch: list[_Piece] | _Zeros) -> _Found:
+        found = self._zeros(batch) if isinstance(batch, _Zeros) else self._chunks(batch)
+        if self._sink.traits.concurrent:
+            self.write(found)
+        return found
 
-    def _zeros(self, zeros: _Zeros) -> tuple[int, int, int, int]:
+    def write(self, found: _Found) -> None:
+        """Write what is still to be written."""
+        for offset, parts in found.runs:
+            self._write(offset, parts)
+        for offset, length in found.zeros:
+            self._sink.write_zeros(offset, length)
+        found.runs, found.zeros = [], []
+
+    def _chunks(self, batch: list[_Piece]) -> _Found:
+        wanted, kept = (batch, 0) if self._target is None else self._differing(self._target, batch)
+        found = _Found(batch[-1].target + batch[-1].length, kept)
+        for run in _adjacent(wanted):
+            found.runs.append((run[0].target, list(self._plain(run))))
+            found.written += sum(piece.length for piece in run)
+        return found
+
+    def _zeros(self, zeros: _Zeros) -> _Found:
         end = zeros.target + zeros.length
         if self._leave_zeros:
-            return 0, 0, 0, end
+            return _Found(end)
         if self._target is None:
-            self._sink.write_zeros(zeros.target, zeros.length)
-            return 0, 0, zeros.length, end
-        zeroed = 0
+            return _Found(end, zeroed=zeros.length, zeros=[(zeros.target, zeros.length)])
+        found = _Found(end)
         starts, ends = self._target.extents(zeros.target, zeros.length).runs(State.ZERO, present=False)
         for start, stop in zip(starts.tolist(), ends.tolist(), strict=True):
             for at in range(start, stop, _BATCH):
                 length = min(_BATCH, stop - at)
                 if not self._is_zero(self._target, at, length):
-                    self._sink.write_zeros(at, length)
-                    zeroed += length
-        return 0, zeros.length - zeroed, zeroed, end
+                    found.zeros.append((at, length))
+                    found.zeroed += length
+        found.kept = zeros.length - found.zeroed
+        return found
 
     def _is_zero(self, target: Source, at: int, length: int) -> bool:
         view = self._buffer(length)

@@ -4,11 +4,12 @@ restore    the bytes of all chunks, exactly; zeros and free space become holes
 backup     what the plan reads is the most it can store; where that does not fit, a sample says what is likely
 prune      live frames of the packs that are rewritten, and their index
 compact    what one batch moves into holes
+
+Disk images of other kinds are judged in ``room``.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -18,25 +19,17 @@ import numpy as np
 from ferrotype.engine.estimate import estimate
 from ferrotype.engine.prepare import PreparedDisk
 from ferrotype.engine.restore import Part
+from ferrotype.engine.room import free_for, not_enough
 from ferrotype.errors import WriteError
 from ferrotype.job import Job
 from ferrotype.objects.compaction import BATCH
 from ferrotype.objects.container import Container
 from ferrotype.repository.sealing import ZERO_ID
 from ferrotype.repository.store import Repository
-from ferrotype.trouble import free_bytes
 from ferrotype.units import MiB, format_size
 
 _INDEX_ENTRY: Final = 48  # bytes a chunk in a segment, with its share of the directory
 _LITTLE: Final = MiB  # bytes for catalogs, anchors and what a file system needs for itself
-
-
-def free_for(path: Path) -> int | None:
-    """Bytes that a file at ``path``, be it there or not, may still grow by; None where nobody knows."""
-    try:
-        return free_bytes(path if path.exists() else Path(os.path.realpath(path)).parent)
-    except OSError:
-        return None
 
 
 def free_for_image(repository: Repository) -> int | None:
@@ -70,22 +63,31 @@ def check_restore(part: Part, target: Path) -> None:
         return
     needed = stored_bytes(part)
     if needed > free:
-        raise WriteError(
-            f"{target}: there is not enough space: {format_size(needed)} ({needed} bytes) are needed and "
-            f"{format_size(free)} ({free} bytes) are free; make room, or choose another place; nothing was written"
-        )
+        raise not_enough(target, needed, free)
 
 
 # ---------------------------------------------------------------------- backup
 
 
-def warn_of_backup(repository: Repository, prepared: Sequence[PreparedDisk], job: Job) -> None:
-    """Warn where what will be stored is judged to find no room; the judgement may be wrong, so nothing is refused."""
+def warn_of_backup(
+    repository: Repository, prepared: Sequence[PreparedDisk], job: Job, becomes: Path | None = None
+) -> None:
+    """Warn where what will be stored is judged to find no room; the judgement may be wrong, so nothing is refused.
+
+    ``becomes`` is the name a new image has only when it is complete.
+    """
     free = free_for_image(repository)
     if free is None or sum(disk.plan.data_bytes for disk in prepared) + _LITTLE <= free:
         return
-    if isinstance(repository.store, Container):
-        warn_of_estimate(repository.store.path, estimate(repository, prepared, job).stored_bytes, job)
+    if not isinstance(repository.store, Container):
+        return
+    stored = estimate(repository, prepared, job).stored_bytes
+    if becomes is None:
+        warn_of_estimate(repository.store.path, stored, job)
+    elif stored > free:
+        job.warn(
+            f"{becomes} may not fit: it takes about {format_size(stored)}, and {format_size(free)} are free there"
+        )
 
 
 def warn_of_estimate(image: Path, stored: int, job: Job) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ferrotype.block import Sink, Source
 from ferrotype.block.device import DeviceSink, open_source
@@ -15,9 +14,6 @@ from ferrotype.block.inventory import lies_on, same_storage, uses
 from ferrotype.errors import Refused
 from ferrotype.stall import Patience
 from ferrotype.units import format_size
-
-if TYPE_CHECKING:
-    from ferrotype.engine.restore import Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +24,25 @@ class Target:
     source: Source | None
 
 
-def check_fits(part: Part, target: Path) -> None:
-    """Raises Refused where an existing device or file cannot take the part; nothing is opened for writing."""
-    from ferrotype.engine.restore import check_target
+def check_takes(target: Source | Sink, size: int, sector_size: int) -> None:
+    """Raise Refused where a target cannot take a disk of ``size`` bytes, whose sectors have ``sector_size``."""
+    if target.size < size:
+        raise Refused(
+            f"the target has {format_size(target.size)} ({target.size} bytes), {format_size(size)} "
+            f"({size} bytes) are needed; nothing was written"
+        )
+    if target.traits.sector_known and target.traits.sector_size != sector_size:
+        raise Refused(
+            f"the target has sectors of {target.traits.sector_size} bytes and the disk is one with sectors of "
+            f"{sector_size}: its partition table and file systems would not work; nothing was written"
+        )
 
+
+def check_fits(target: Path, size: int, sector_size: int) -> None:
+    """The same for an existing device or file; nothing is opened for writing."""
     source = open_source(target)
     try:
-        check_target(part, source)
+        check_takes(source, size, sector_size)
     finally:
         source.close()
 

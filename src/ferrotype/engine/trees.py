@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from ferrotype.block.device import open_source
 from ferrotype.engine.references import Access, parse
+from ferrotype.errors import FormatError
 from ferrotype.formats import Tree
 from ferrotype.formats.registry import RAW_SUFFIXES, open_tree
 from ferrotype.formats.related import Related
@@ -26,7 +27,11 @@ def tree_behind(text: str, access: Access) -> Iterator[Tree | None]:
         return
     file = open_source(path, patience=access.patience)
     try:
-        tree = open_tree(file, Related(path, access.related, patience=access.patience), access.format)
+        related = Related(path, access.related, patience=access.patience)
+        try:
+            tree = open_tree(file, related, access.format)
+        except FormatError as error:
+            raise error.of(str(path)) from None
         yield tree
     finally:
         file.close()  # the tree owns nothing else

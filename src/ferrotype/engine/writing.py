@@ -1,4 +1,7 @@
-"""Making disk images: which format, with what options, over which backing file, and nothing left of a failed one."""
+"""Making disk images: which format, with what options, over which backing file, and nothing left of a failed one.
+
+A device is the one target that is written as it stands: ``writing_device``.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,20 @@ from ferrotype.block.outputs import Outputs
 from ferrotype.block.views import Concat
 from ferrotype.engine.convert import Converted, copy
 from ferrotype.engine.references import OpenDisk
+from ferrotype.engine.room import check_room
 from ferrotype.engine.targets import refuse_harm
 from ferrotype.errors import Refused, UsageError
 from ferrotype.formats import Backing, Options, Spec, Writable
-from ferrotype.formats.registry import FORMATS, RAW_SUFFIXES, format_of_suffix, open_file, recognise, writer
-from ferrotype.formats.related import Related
+from ferrotype.formats.registry import (
+    FORMATS,
+    RAW_SUFFIXES,
+    format_called,
+    format_of_suffix,
+    open_file,
+    recognise,
+    writer,
+)
+from ferrotype.formats.related import Related, is_address
 from ferrotype.job import Job
 from ferrotype.stall import Patience
 
@@ -52,12 +64,18 @@ class Written:
 
     format: str
     copied: Converted
-    stored_bytes: int  # that its files take up
+    stored_bytes: int  # that its files take up; the size of the disk on a device
+    zeroed_bytes: int = 0  # of a device
+    table_moved: bool = False  # the backup GPT, to the end of a larger device
 
 
 def chosen_format(path: Path, format: str | None) -> str:
-    """The format named, else the one the suffix stands for.  Raises UsageError."""
-    found = format or format_of_suffix(path)
+    """The format named, else the one the suffix stands for; raw for a device.  Raises UsageError."""
+    if path.is_block_device():
+        if format not in (None, "raw"):
+            raise UsageError(f"{path} is a device, which holds no image of another format")
+        return "raw"
+    found = format_called(format) if format else format_of_suffix(path)
     if found is None:
         known = ", ".join(name for name, row in FORMATS.items() if row.writable)
         raise UsageError(f"{path}: the name does not say which format is meant; say it with -O ({known})")
@@ -96,9 +114,15 @@ def _options(format: str) -> Options:
 def write_image(disk: OpenDisk, wanted: NewImage, job: Job) -> Written:
     """Make an image of the disk; it has its name when it is complete and durable, and not before.
 
-    Raises Refused where that would overwrite something it may not.
+    A device is written in place.  Raises Refused where that would overwrite something it may not, WriteError where
+    there cannot be room.
     """
     check_image(disk, wanted)
+    if wanted.path.is_block_device():
+        from ferrotype.engine.writing_device import write_device
+
+        return write_device(disk, wanted, job)
+    check_room(disk.source, wanted, job)
     if wanted.format == "ferro":
         from ferrotype.engine.writing_backup import write_backup
 
@@ -136,7 +160,11 @@ def check_image(disk: OpenDisk, wanted: NewImage, doing: str = "converted") -> N
     refuse_harm(wanted.path, disk.files, doing)
     if wanted.path.exists() and not wanted.replace:
         raise Refused(f"{wanted.path} exists and would be overwritten; say --force if that is meant")
-    if wanted.format != "ferro":
+    if wanted.path.is_block_device():
+        from ferrotype.engine.writing_device import check_device
+
+        check_device(disk, wanted)
+    elif wanted.format != "ferro":
         writer(wanted.format)
     elif wanted.backing is not None or wanted.compress:
         raise UsageError("a backup is always compressed, and on no backing file")
@@ -164,6 +192,7 @@ def _backing(wanted: NewImage) -> Iterator[tuple[Backing | None, list[Path]]]:
         file.close()
         raise
     try:
-        yield Backing(str(wanted.backing), format, image.source), [path, *related.opened]
+        name = str(wanted.backing)
+        yield Backing(f"./{name}" if is_address(name) else name, format, image.source), [path, *related.opened]
     finally:
         image.close()

@@ -16,7 +16,7 @@ from ferrotype.engine.opening import image_files
 from ferrotype.engine.prepare import NamedSource
 from ferrotype.engine.references import OpenDisk
 from ferrotype.engine.sources import as_text, disk_name
-from ferrotype.errors import KeyRefused, Refused
+from ferrotype.errors import FerrotypeError, KeyRefused, Refused
 from ferrotype.formats import Option, Options
 from ferrotype.job import Job
 from ferrotype.objects.volumes import PatientOpener
@@ -31,10 +31,9 @@ __all__ = ["OPTIONS", "write_backup"]
 
 
 def _level(text: str) -> int:
-    level = int(text)
-    if not -7 <= level <= 22:
-        raise ValueError("-7 to 22")
-    return level
+    if not text.removeprefix("-").isdecimal() or not -7 <= int(text) <= 22:
+        raise ValueError("a number from -7 to 22")
+    return int(text)
 
 
 OPTIONS: Final[Options] = {
@@ -68,7 +67,7 @@ def write_backup(disk: OpenDisk, wanted: NewImage, job: Job) -> Written:
             path, options, _no_secret, lambda _: wanted.secret or _no_secret(path), opener=opener
         ) as made:
             named = NamedSource(disk.source, disk_name(disk), as_text(disk.reference.text))
-            statistics = backup(made, [named], BackupOptions(all_sectors=True), job).statistics
+            statistics = backup(made, [named], BackupOptions(all_sectors=True, becomes=wanted.path), job).statistics
         stored = path.stat().st_blocks * 512
     copied = Converted(statistics.disk_bytes, statistics.read_bytes, statistics.new_bytes, statistics.seconds)
     return Written("ferro", copied, stored)
@@ -92,5 +91,8 @@ def _hidden(path: Path, *, replace: bool) -> Iterator[Path]:
     try:
         yield hidden
         put_in_place(hidden, final, replace=replace)
+    except FerrotypeError as error:  # nobody knows the hidden name
+        error.args = (str(error).replace(str(hidden), str(path)),)
+        raise
     finally:
         hidden.unlink(missing_ok=True)

@@ -8,7 +8,8 @@ A format's module has what the Protocol ``Format`` says, and one that can be wri
 a row of ``registry.FORMATS`` names it.  Plug-ins join through the entry point group ``ferrotype.formats``, whose
 entries name such a module.  What a file says is believed only after it was checked: wrong bytes raise InvalidImage,
 right ones that ask for more than the module does UnsupportedError, and files named inside are opened by ``Related``,
-or not at all.
+or not at all.  Where the file is right and the disk cannot be read for want of something else, such as a parent or
+a key, ``open`` gives an Image that says so: ``Image.missing``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast, runtime_checkable
 
 from ferrotype.block import Sink, Source
-from ferrotype.errors import UsageError
+from ferrotype.block.views import Unavailable
+from ferrotype.errors import FerrotypeError, UsageError
 
 if TYPE_CHECKING:
     from ferrotype.block.outputs import Outputs
@@ -35,12 +37,15 @@ __all__ = [
     "Option",
     "Options",
     "Packer",
+    "Room",
+    "Roomy",
     "Spec",
     "Tree",
     "TreeEntry",
     "TreeFormat",
     "Writable",
     "WritableSink",
+    "plain_room",
 ]
 
 MAX_SIZE: Final = 1 << 62  # bytes of a disk; beyond it offsets stop being what the kernel and numpy can say
@@ -68,9 +73,12 @@ class Image:
         warnings: tuple[str, ...] = (),
         check: Callable[[Job], list[str]] | None = None,
         close: Callable[[], None] = lambda: None,
+        missing: FerrotypeError | None = None,
     ) -> None:
+        """With ``missing`` no more than the size and the traits of ``source`` and of further disks is ever used."""
         self.format = name  # of the registry
-        self.source = source  # the disk as it is now
+        self.missing = missing  # why the disk cannot be read as things are: no parent, no key ...; None: it can
+        self.source = self._readable(source)  # the disk as it is now; raises ``missing`` where it is read
         self.facts = dict(facts or {})
         self.disks = dict(disks or {})  # such as internal snapshots, by name; opened when asked for
         self.hashes = dict(hashes or {})  # of the whole disk, as the container states them: {"md5": hex digits}
@@ -78,6 +86,7 @@ class Image:
         self.check = check  # proves the container's own checksums and returns a sentence for each damage; None: none
         self._closing = ExitStack()
         self._closing.callback(close)
+        self._closing.callback(source.close)
 
     def disk(self, name: str | None) -> Source:
         """The disk, or one of the further ones, which ``close`` closes as well.  Raises UsageError."""
@@ -88,11 +97,13 @@ class Image:
             raise UsageError(f"the {self.format} image holds no disk called {name!r}; further disks in it: {known}")
         source = self.disks[name]()
         self._closing.callback(source.close)
-        return source
+        return self._readable(source)
+
+    def _readable(self, source: Source) -> Source:
+        return source if self.missing is None else Unavailable(source.size, source.traits, self.missing)
 
     def close(self) -> None:
-        with self._closing:
-            self._closing.callback(self.source.close)
+        self._closing.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +162,8 @@ class Format(Protocol):
     def open(self, file: Source, related: Related, /) -> Image:
         """Open it; the image owns ``file`` from then on.  What raises leaves ``file`` open for the caller to close.
 
-        Reads headers and the tables that must be in memory, nothing that grows with the disk's data.
+        Reads headers and the tables that must be in memory, nothing that grows with the disk's data.  What cannot be
+        read for want of another file, or of a key, may be told as ``Image.missing`` instead of raised.
         """
 
 
@@ -216,6 +228,27 @@ class Writable(Format, Protocol):
 
     def create(self, outputs: Outputs, spec: Spec, /) -> WritableSink:
         """Begin an image of a disk that is all zeros so far.  Raises UsageError where the options do not fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What is known, before a disk is read, of the bytes that the files of its image take up."""
+
+    least: int = 0  # whatever the disk holds
+    unit: int = 0  # bytes of the disk that are stored together, as they are, where any is no zero; 0: they are packed
+
+
+@runtime_checkable
+class Roomy(Protocol):
+    """What the module of a format that can be written may have besides."""
+
+    def room(self, spec: Spec, /) -> Room:
+        """What an image takes up.  The options need not fit: ``create`` looks at that."""
+
+
+def plain_room(spec: Spec) -> Room:  # noqa: ARG001  the protocol's signature
+    """``room`` of a format whose images hold the disk as it is, and leave out its zeros however it is called."""
+    return Room(unit=1)
 
 
 @runtime_checkable

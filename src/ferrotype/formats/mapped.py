@@ -26,6 +26,7 @@ from ferrotype.block.file import FileSource, check_read
 from ferrotype.block.views import Concat, Slice, padded_extents, read_padded
 from ferrotype.errors import InvalidImage, ReadError
 from ferrotype.extents import ExtentMap, Offsets, State, merge, overlay
+from ferrotype.formats.numbered import NumberedSource
 from ferrotype.units import MiB
 
 __all__ = ["Kept", "Kind", "Layout", "MappedSource", "Mapping", "Run", "cells", "runs_of"]
@@ -308,7 +309,8 @@ def runs_of(source: Source, offset: int, length: int, depth: int = 0) -> Iterato
             for run in runs_of(part.source, part.offset, part.length, depth):
                 yield run._replace(start=run.start + part.shift)
     elif length:
-        yield Run(offset, length, Kind.STORED, depth, offset if isinstance(source, FileSource) else None)
+        plain = isinstance(source, FileSource | NumberedSource)
+        yield Run(offset, length, Kind.STORED, depth, offset if plain else None)
 
 
 class Kept(Generic[K, V]):

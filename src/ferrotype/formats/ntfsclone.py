@@ -84,6 +84,8 @@ def stored_size(head: Source) -> tuple[int, bool]:
 
 def _check(file: Source, header: Header) -> int:
     """Where the atoms begin.  Raises InvalidImage where the header cannot be right."""
+    if header.magic != MAGIC:
+        raise InvalidImage("this is no ntfsclone image", offset=0, field="magic")
     size = header.cluster_size
     if not 256 <= size <= MAX_CLUSTER or size & (size - 1):
         raise InvalidImage(f"a cluster of {size} bytes", offset=18, field="cluster_size")

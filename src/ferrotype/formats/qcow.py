@@ -25,6 +25,7 @@ from ferrotype.formats.backing import open_backing
 from ferrotype.formats.codecs import inflate
 from ferrotype.formats.levels import BAD, Geometry, TwoLevels, Words, read_first_level
 from ferrotype.formats.mapped import Kind, MappedSource
+from ferrotype.formats.outside import attempt
 from ferrotype.formats.related import Related
 from ferrotype.records import Record, b4, record, u8, u16, u32, u64
 
@@ -56,16 +57,19 @@ def probe(file: Source) -> bool:
 
 
 def open(file: Source, related: Related) -> Image:
-    """Open the image with its backing chain.  Encrypted ones are refused (UnsupportedError)."""
+    """Open the image with its backing chain.  ``missing``: the backing file, or AES, which is not read."""
     header = QcowHeader.unpack(read(file, 0, min(QcowHeader.SIZE, file.size)))
     _check(header)
     name = _backing_name(file, header)
     with ExitStack() as stack:
         layout = _layout(file, header)
-        parent = None
-        if name is not None:
-            parent = open_backing(related, name, None)
+        parent, missing = attempt(lambda: open_backing(related, name, None)) if name is not None else (None, None)
+        if parent is not None:
             stack.callback(parent.close)
+        if header.crypt_method:
+            missing = UnsupportedError(
+                "the image is encrypted in the way that QEMU gave up as unsafe (AES in qcow)", field="crypt_method"
+            )
         source = MappedSource(
             file,
             layout,
@@ -81,11 +85,12 @@ def open(file: Source, related: Related) -> Image:
             facts={
                 "unit": 1 << header.cluster_bits,
                 "compression": "zlib",
-                "encrypted": False,
+                "encrypted": header.crypt_method != 0,
                 "backing": {"name": name, "format": None} if name is not None else None,
             },
             warnings=parent.warnings if parent else (),
             close=stack.pop_all().close,
+            missing=missing,
         )
 
 
@@ -98,10 +103,6 @@ def _check(header: QcowHeader) -> None:
         raise InvalidImage(f"L2 tables of 2^{header.l2_bits} entries", field="l2_bits")
     if header.crypt_method > 1:
         raise InvalidImage(f"encryption method {header.crypt_method}", field="crypt_method")
-    if header.crypt_method:
-        raise UnsupportedError(
-            "the image is encrypted in the way that QEMU gave up as unsafe (AES in qcow)", field="crypt_method"
-        )
     if not 1 < header.size <= MAX_SIZE:
         raise InvalidImage(f"a disk of {header.size} bytes", field="size")
     if header.l1_table_offset < QcowHeader.SIZE:

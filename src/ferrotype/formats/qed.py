@@ -23,6 +23,7 @@ from ferrotype.formats import MAX_SIZE, Image
 from ferrotype.formats.backing import open_backing
 from ferrotype.formats.levels import BAD, Geometry, TwoLevels, Words, read_first_level
 from ferrotype.formats.mapped import Kind, MappedSource
+from ferrotype.formats.outside import attempt
 from ferrotype.formats.related import Related
 from ferrotype.records import Record, b4, record, u32, u64
 from ferrotype.units import KiB, MiB
@@ -60,7 +61,7 @@ def probe(file: Source) -> bool:
 
 
 def open(file: Source, related: Related) -> Image:
-    """Open the image with its backing chain."""
+    """Open the image with its backing chain.  ``missing``: the backing file."""
     header = QedHeader.unpack(read(file, 0, min(QedHeader.SIZE, file.size)))
     _check(header)
     name = _backing_name(file, header)
@@ -68,9 +69,8 @@ def open(file: Source, related: Related) -> Image:
     dirty = bool(header.features & _NEED_CHECK)
     with ExitStack() as stack:
         layout = _layout(file, header)
-        parent = None
-        if name is not None:
-            parent = open_backing(related, name, format)
+        parent, missing = attempt(lambda: open_backing(related, name, format)) if name is not None else (None, None)
+        if parent is not None:
             stack.callback(parent.close)
         source = MappedSource(
             file,
@@ -93,6 +93,7 @@ def open(file: Source, related: Related) -> Image:
             },
             warnings=(*((warning,) if dirty else ()), *(parent.warnings if parent else ())),
             close=stack.pop_all().close,
+            missing=missing,
         )
 
 

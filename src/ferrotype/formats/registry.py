@@ -26,6 +26,7 @@ __all__ = [
     "FORMATS",
     "RAW_SUFFIXES",
     "Row",
+    "format_called",
     "format_of_suffix",
     "open_file",
     "open_folder",
@@ -108,23 +109,36 @@ def format_of_suffix(path: Path) -> str | None:
     return next((name for name, row in FORMATS.items() if suffix in row.suffixes), None)
 
 
+def format_called(name: str) -> str:
+    """The format that a user means by ``name``: its own name, or a suffix of its files, such as ``E01``."""
+    return name if name in FORMATS else format_of_suffix(Path(f"disk.{name}")) or name
+
+
 def recognise(file: Source) -> str | None:
     """Name of the format a file is in, or None where it shows no sign of one.  Never guesses ``raw``."""
     found = next(_candidates(file), None)
     return found[0] if found else None
 
 
-def open_file(file: Source, related: Related, format: str | None = None) -> Image:
+def open_file(file: Source, related: Related, format: str | None = None, *, headers_only: bool = False) -> Image:
     """Open a container in the format named, or in the one its content shows.
 
     The image owns ``file``; where this raises, the caller still does.  Raises UnsupportedError where no format is
-    recognised, or only one that is known by name.
+    recognised, or only one that is known by name, and what is ``Image.missing`` unless ``headers_only`` are wanted.
     """
     if format is not None:
-        return _module(format).open(file, related)
+        return _whole(_module(format).open(file, related), headers_only=headers_only)
     for name, module in _candidates(file):
-        return (module or _module(name)).open(file, related)
+        return _whole((module or _module(name)).open(file, related), headers_only=headers_only)
     raise UnsupportedError("this is no disk image that ferrotype knows; say --format raw if it is a raw disk")
+
+
+def _whole(image: Image, *, headers_only: bool) -> Image:
+    """The image, whose disk can be read unless only its headers are wanted."""
+    if image.missing is not None and not headers_only:
+        image.close()
+        raise image.missing
+    return image
 
 
 def open_tree(file: Source, related: Related, format: str | None = None) -> Tree | None:
@@ -138,13 +152,16 @@ def open_tree(file: Source, related: Related, format: str | None = None) -> Tree
     return None
 
 
-def open_folder(path: Path, related: Related, format: str | None = None) -> Image:
-    """Open an image that is a folder of files, such as Clonezilla's.  Raises UsageError where it is none."""
+def open_folder(path: Path, related: Related, format: str | None = None, *, headers_only: bool = False) -> Image:
+    """Open an image that is a folder of files, such as Clonezilla's.
+
+    Raises UsageError where it is none, and what is ``Image.missing`` unless ``headers_only`` are wanted.
+    """
     name = recognise_folder(path) if format is None else format
     module: object = _module(name) if name is not None else None
     if not isinstance(module, Folder):
         raise UsageError(f"{path} is a folder, and no disk image that ferrotype knows")
-    return module.open_folder(path, related)
+    return _whole(module.open_folder(path, related), headers_only=headers_only)
 
 
 def recognise_folder(path: Path) -> str | None:
@@ -166,7 +183,7 @@ def writer(name: str) -> Writable:
 
 
 def _module(name: str) -> Format:
-    row = FORMATS.get(name)
+    row = FORMATS.get(format_called(name))
     if row is not None and row.module:
         module: Format = import_module(row.module)
         return module

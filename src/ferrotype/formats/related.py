@@ -25,7 +25,7 @@ from ferrotype.stall import Patience
 if TYPE_CHECKING:
     from ferrotype.formats import Image
 
-__all__ = ["MAX_DEPTH", "MAX_NAME", "Related"]
+__all__ = ["MAX_DEPTH", "MAX_NAME", "Related", "is_address"]
 
 MAX_DEPTH: Final = 64  # layers of a chain; each holds a file open and takes half a dozen calls, one inside the other
 MAX_NAME: Final = 4096  # bytes of a path (limits.h)
@@ -52,7 +52,7 @@ class Related:
         self._trees = tuple(Path(os.path.realpath(folder)) for folder in _homes(path))
         self._patience = patience
         self._seen: tuple[tuple[int, int], ...] = (_identity(path),) if path is not None else ()
-        self.opened: list[Path] = []  # everything opened so far, by this one and those made of it
+        self.opened: dict[Path, None] = {}  # everything opened so far, by this one and those made of it
 
     @classmethod
     def nothing(cls) -> Related:
@@ -63,12 +63,18 @@ class Related:
         """Whether the name leads to an allowed file.  Raises NotAllowed as ``file`` does."""
         return os.path.exists(self._resolve(name, what))
 
-    def file(self, name: str, what: str) -> Source:
+    def file(self, name: str, what: str, *, glance: bool = False) -> Source:
         """The regular file a name inside the image leads to; ``what`` it is, for messages.
 
-        Raises NotAllowed where it may not be opened and InvalidImage where it is not there.
+        With ``glance`` it may turn out to be none of the image's, and does not count as ``opened``.  Raises
+        NotAllowed where it may not be opened and InvalidImage where it is not there.
         """
-        return self._open(self._resolve(name, what), name, what)
+        path = self._resolve(name, what)
+        known = path in self.opened
+        file = self._open(path, name, what)
+        if glance and not known:
+            del self.opened[path]
+        return file
 
     def sibling(self, name: str, what: str) -> Source | None:
         """A file beside the image whose name ferrotype made up, such as the next segment; None: there is none."""
@@ -103,8 +109,8 @@ class Related:
     def image(self, name: str, what: str, format: str | None = None) -> Image:
         """The image a name leads to, such as a parent, in ``format`` or what its content shows (``raw`` if said).
 
-        Its own names are resolved in its own folder, under the same rules.  Raises as ``file`` does, and InvalidImage
-        at a loop and at a chain that is too long.
+        Its own names are resolved in its own folder, under the same rules.  Raises as ``file`` does, InvalidImage at
+        a loop and at a chain that is too long, and what is ``missing`` below: a chain can be read if all of it can.
         """
         from ferrotype.formats.registry import open_file
 
@@ -128,7 +134,7 @@ class Related:
     def _resolve(self, name: str, what: str) -> Path:
         if not _is_name(name):
             raise InvalidImage(f"the name of the {what} is no file name")
-        if _ADDRESS.match(name):
+        if is_address(name):
             raise NotAllowed(f"the image names {name!r} as its {what}: an address inside an image is never opened")
         if self.path is None:
             raise NotAllowed(f"the image names {name!r} as its {what}, and only an image in a file may open others")
@@ -154,12 +160,17 @@ class Related:
     def _open(self, path: Path, name: str, what: str) -> Source:
         try:
             file = FileSource(path, patience=self._patience)
-            self.opened.append(path)
+            self.opened[path] = None
             return file
         except UsageError as error:
             raise InvalidImage(f"the {what} {name!r} cannot be used: {error}") from None
         except DeviceError as error:
             raise DeviceError(f"the {what} {name!r} cannot be used: {error}") from error
+
+
+def is_address(name: str) -> bool:
+    """Whether a name inside an image is taken for an address, such as ``nbd:...``, by us and by others."""
+    return _ADDRESS.match(name) is not None
 
 
 def _is_name(name: str) -> bool:

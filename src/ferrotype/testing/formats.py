@@ -40,6 +40,7 @@ def check_format(module: Format, path: Path, content: bytes, *, rounds: int = 10
         require(not _probed(module, MemoryDisk(strange)), f"probe takes {len(strange)} other bytes for an image")
     image = module.open(FileSource(path), Related(path))
     try:
+        require(image.missing is None, f"the disk cannot be read: {image.missing}")
         check_source(lambda: Slice(image.source, 0, image.source.size), content, rounds=rounds, seed=seed)
     finally:
         image.close()

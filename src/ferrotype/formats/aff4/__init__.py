@@ -22,12 +22,13 @@ from typing import Final
 from ferrotype.block import Source
 from ferrotype.errors import DeviceError, FormatError, InvalidImage, UnsupportedError
 from ferrotype.formats import MAX_SIZE, Image
-from ferrotype.formats.aff4.check import CheckedMap, CheckedStream, check, plain_hashes
+from ferrotype.formats.aff4.check import CheckedMap, CheckedStream, check, check_root, map_hashes, plain_hashes
 from ferrotype.formats.aff4.codecs import CODECS
 from ferrotype.formats.aff4.streams import Chunks, MapSource, Pattern, Stream, StreamSource, points
 from ferrotype.formats.aff4.volume import AFF4, DESCRIPTION, Volume
 from ferrotype.formats.aff4.zip import has_member
 from ferrotype.formats.related import Related
+from ferrotype.job import Job
 from ferrotype.units import KiB, MiB
 
 __all__ = ["open", "probe"]
@@ -61,15 +62,23 @@ def open(file: Source, related: Related) -> Image:
         volumes.owner = keep = stack.pop_all()
     keep.callback(file.close)
     first, subject = volumes.first, images[0]
-    stated = plain_hashes(first.graph.all(subject, f"{AFF4}hash"))
-    hashes = stated or volumes.hashes_of_whole(subject)
+    terms = first.graph.all(subject, f"{AFF4}hash")
+    hashes = plain_hashes(terms) or volumes.hashes_of_whole(subject)
+    whole, tops = map_hashes(terms), volumes.data_streams(subject)
+    striped = len(tops) > 1
+
+    def prove(job: Job) -> list[str]:
+        of_map = {} if striped else {volumes.data_stream(subject): whole}
+        damages = check(disk, hashes, volumes.streams, volumes.maps, of_map, job)
+        return damages + check_root(tops, whole) if striped else damages
+
     return Image(
         "aff4",
         disk,
         facts=volumes.facts(subject),
         disks={urn: partial(volumes.image, urn) for urn in images[1:]},
         hashes=hashes,
-        check=lambda job: check(disk, hashes, volumes.streams, volumes.maps, job),
+        check=prove,
         close=keep.close,
     )
 
@@ -112,7 +121,7 @@ class _Volumes:
 
     def image(self, urn: str) -> Source:
         """The bytes of an image."""
-        source = self.stream(self._data_stream(urn))
+        source = self.stream(self.data_stream(urn))
         size = self.first.number(urn, "size")
         if size is not None and size != source.size:
             raise InvalidImage(f"the image has {source.size} bytes where it states {size}", field="size")
@@ -120,7 +129,7 @@ class _Volumes:
             raise InvalidImage(f"an image of {source.size} bytes cannot be", field="size")
         return source
 
-    def _data_stream(self, urn: str) -> str:
+    def data_stream(self, urn: str) -> str:
         """What an image's bytes are: of a striped image each volume has a map of its own."""
         terms = [term.value for term in self.first.graph.all(urn, f"{AFF4}dataStream") if term.is_iri]
         here = [term for term in terms if self._has(self.first, term)]
@@ -129,6 +138,15 @@ class _Volumes:
         if self.first.graph.types(urn) & {_MAP, _STREAM}:
             return urn
         raise InvalidImage(f"the image {urn} has no data", field="dataStream")
+
+    def data_streams(self, urn: str) -> dict[str, Volume]:
+        """The maps or streams of an image that the volumes opened so far hold: one in each, if it is striped."""
+        return {
+            term.value: volume
+            for volume in self._all
+            for term in volume.graph.all(urn, f"{AFF4}dataStream")
+            if term.is_iri and self._has(volume, term.value)
+        }
 
     def stream(self, urn: str, depth: int = 0) -> Source:
         """What a URN stands for.  Raises InvalidImage where it is nowhere."""
@@ -175,7 +193,10 @@ class _Volumes:
         if self._map_bytes > MOST_MAP:
             raise InvalidImage("the maps of the image are too long", field="map")
         names = [line.decode("utf-8", "replace").strip("\r") for line in index.split(b"\n")]
-        names = [name for name in names if name]
+        while names and not names[-1]:
+            names.pop()
+        if "" in names:  # each line is the number of a target
+            raise InvalidImage(f"the map {urn} has a target without a name", field="idx")
         if len(names) > MOST_TARGETS:
             raise InvalidImage(f"the map {urn} has too many targets", field="idx")
         gap = volume.graph.one(urn, f"{AFF4}mapGapDefaultStream")
@@ -233,7 +254,7 @@ class _Volumes:
 
     def hashes_of_whole(self, urn: str) -> dict[str, str]:
         """The hashes of the stream or map that is all of an image."""
-        return plain_hashes(self.first.graph.all(self._data_stream(urn), f"{AFF4}hash"))
+        return plain_hashes(self.first.graph.all(self.data_stream(urn), f"{AFF4}hash"))
 
     def facts(self, urn: str) -> dict[str, object]:
         graph, streams = self.first.graph, [one.source.chunks.stream for one in self.streams]
@@ -261,8 +282,8 @@ class _Volumes:
 
 def _symbolic(urn: str) -> Pattern | None:
     """The streams that are described by their name alone."""
-    name = urn.removeprefix(AFF4)
-    if name == urn:
+    name = urn.removeprefix(AFF4 if urn.startswith(AFF4) else "aff4:")  # short, as in the standard's text
+    if name == urn or name.startswith("//"):
         return None
     if name in ("Zero", "FFDevice", "FF"):
         return Pattern(b"\0" if name == "Zero" else b"\xff")

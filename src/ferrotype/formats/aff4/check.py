@@ -4,17 +4,17 @@
     their lists      <stream>/blockhash.md5  aff4:hash  of those lists, of all segments
     streams, disk    aff4:hash                          of their bytes
     maps             mapIdxHash, mapPointHash, mapPathHash, mapHash    of the members idx, map, mapPath, and of all
-    all of it        blockMapHash                       of the lists' hashes and the map's
+    all of it        blockMapHash of the map, aff4:hash of the image    of the lists' hashes and the map's
 
-Written from the images that were published with "AFF4 Standard v1.0" (2017), and from what the readers of its authors
-say of them.
+Written from "AFF4 Standard v1.0a" (2022), section 6, and the images that were published with it, whose names for the
+lists of digests are others: both are taken.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,7 +27,7 @@ from ferrotype.job import Job
 from ferrotype.pipeline import map_ordered
 from ferrotype.units import MiB
 
-__all__ = ["CheckedMap", "CheckedStream", "check", "plain_hashes"]
+__all__ = ["CheckedMap", "CheckedStream", "check", "check_root", "map_hashes", "plain_hashes"]
 
 ALGORITHMS: Final = ("md5", "sha1", "sha256", "sha512", "blake2b")  # in the order of blockMapHash
 MOST_MEMBER: Final = 40 * MiB
@@ -62,15 +62,27 @@ def plain_hashes(terms: Iterable[Term]) -> dict[str, str]:
     return found
 
 
+def map_hashes(terms: Iterable[Term]) -> dict[str, str]:
+    """The hashes of an image that are over its map and its lists of digests: {"sha512": hex digits}."""
+    prefix = f"{AFF4}blockMapHash"
+    found = {term.datatype.removeprefix(prefix).lower(): term for term in terms if term.datatype.startswith(prefix)}
+    return {name: term.value.lower() for name, term in found.items() if name in ALGORITHMS}
+
+
 def check(
-    disk: Source, stated: dict[str, str], streams: list[CheckedStream], maps: list[CheckedMap], job: Job
+    disk: Source,
+    stated: dict[str, str],
+    streams: list[CheckedStream],
+    maps: list[CheckedMap],
+    whole: Mapping[str, Mapping[str, str]],
+    job: Job,
 ) -> list[str]:
-    """A sentence for each hash that does not hold; ``stated`` are those of the disk."""
+    """A sentence for each hash that does not hold; ``stated`` are those of the disk, ``whole`` those of its maps."""
     damages: list[str] = []
     for stream in streams:
         _check_stream(stream, job, damages)
     for one in maps:
-        _check_map(one, streams, damages)
+        _check_map(one, streams, whole.get(one.urn, {}), damages)
     if stated:
         job.begin("checking the disk", disk.size)
         _check_bytes(disk, "the disk", stated, job, damages)
@@ -110,8 +122,9 @@ def _check_stream(stream: CheckedStream, job: Job, damages: list[str]) -> None:
     about = chunks.stream
     stated = plain_hashes(graph.all(stream.urn, f"{AFF4}hash"))
     running = {name: _new(name) for name in stated}
-    present = [name for name in ALGORITHMS if stream.volume.find(f"{stream.urn}/00000000.blockHash.{name}")]
-    lists = {name: _new("sha512") for name in present}
+    present = _lists_of(stream)
+    totals = {name: _stated(stream.volume, f"{stream.urn}/blockhash.{name}", "hash") for name in present}
+    lists = {name: {kind: _new(kind) for kind in totals[name]} for name in present}
     job.begin("checking the chunks", about.size)
     group = max(1, 4 * MiB // about.chunk_size)  # chunks looked at in one go
 
@@ -120,8 +133,9 @@ def _check_stream(stream: CheckedStream, job: Job, damages: list[str]) -> None:
         for number in range(-(-about.size // about.segment_size)):
             digests = {}
             for name in present:
-                digests[name] = chunks.content(f"{number:08}.blockHash.{name}", about.chunks_in_segment * 64)
-                lists[name].update(digests[name])
+                digests[name] = chunks.content(f"{number:08}.{present[name]}", about.chunks_in_segment * 64)
+                for one in lists[name].values():
+                    one.update(digests[name])
             first = number * about.chunks_in_segment
             count = min(about.chunks_in_segment, -(-about.size // about.chunk_size) - first)
             for at in range(0, count, group):
@@ -150,10 +164,11 @@ def _check_stream(stream: CheckedStream, job: Job, damages: list[str]) -> None:
         damages.append(f"the digests of {stream.urn} cannot be read: {error}")
         return
     _compare(f"the stream {stream.urn}", stated, running, damages)
-    for name in present:
-        digest = _hash_of(stream.volume, f"{stream.urn}/blockhash.{name}", "hash")
-        if digest is not None and digest != lists[name].hexdigest():
-            damages.append(f"the list of {name} digests of {stream.urn} is not the one that was made")
+    damages.extend(
+        f"the list of {name} digests of {stream.urn} is not the one that was made"
+        for name in present
+        if any(lists[name][kind].hexdigest() != digest for kind, digest in totals[name].items())
+    )
 
 
 def _wrong_chunks(plain: bytes, first: int, size: int, digests: dict[str, bytes]) -> Iterator[str]:
@@ -170,33 +185,65 @@ def _digest(name: str, data: bytes) -> bytes:
     return bytes(hashlib.new(name, data, usedforsecurity=False).digest())
 
 
-def _hash_of(volume: Volume, subject: str, name: str) -> str | None:
-    """A SHA-512 that the description states."""
-    term = volume.graph.one(subject, AFF4 + name)
-    return term.value.lower() if term is not None and term.datatype == f"{AFF4}SHA512" else None
+def _lists_of(stream: CheckedStream) -> dict[str, str]:
+    """The algorithms of which there are digests of chunks, and what the names of their members end with."""
+    names = ((name, form) for name in ALGORITHMS for form in (name, f"blockHash.{name}"))
+    return {name: form for name, form in names if stream.volume.find(f"{stream.urn}/00000000.{form}")}
+
+
+def _stated(volume: Volume, subject: str, name: str) -> dict[str, str]:
+    """The hashes that the description states of something: {"sha512": hex digits}."""
+    return plain_hashes(volume.graph.all(subject, AFF4 + name))
 
 
 # ---------------------------------------------------------------------- maps
 
 
-def _check_map(one: CheckedMap, streams: list[CheckedStream], damages: list[str]) -> None:
+def _check_map(one: CheckedMap, streams: list[CheckedStream], whole: Mapping[str, str], damages: list[str]) -> None:
+    """The hashes of its members, and those over all, which the map states or the image does (``whole``)."""
     contents = {name: one.volume.content(f"{one.urn}/{name}", MOST_MEMBER) for name in ("map", "idx", "mapPath")}
     parts = {"mapPointHash": ["map"], "mapIdxHash": ["idx"], "mapPathHash": ["mapPath"], "mapHash": [*contents]}
     for name, members in parts.items():
-        stated = _hash_of(one.volume, one.urn, name)
-        found = hashlib.sha512(b"".join(contents[member] or b"" for member in members)).hexdigest()
-        if stated is not None and stated != found:
-            damages.append(f"the {name} of the map {one.urn} is {found}, not {stated}")
-    stated = _hash_of(one.volume, one.urn, "blockMapHash")
+        for kind, stated in _stated(one.volume, one.urn, name).items():
+            found = _digest(kind, b"".join(contents[member] or b"" for member in members)).hex()
+            if stated != found:
+                damages.append(f"the {name} of the map {one.urn} is {found}, not {stated}")
     local = [stream for stream in streams if stream.volume is one.volume and stream.urn in one.targets]
-    if stated is None or len(local) != 1:
+    if len(local) != 1:
         return
-    subjects = [(f"{local[0].urn}/blockhash.{name}", "hash") for name in ALGORITHMS]
+    for stated_of in (_stated(one.volume, one.urn, "blockMapHash"), whole):
+        for kind, stated in stated_of.items():
+            found = _block_map_hash(one, local[0], kind)
+            if found != stated:
+                damages.append(f"the blockMapHash of the map {one.urn} is {found}, not {stated}")
+
+
+def _block_map_hash(one: CheckedMap, stream: CheckedStream, kind: str) -> str:
+    """The hash over the stated hashes of the lists of digests and of the map's members, of its own kind if there."""
+    subjects = [(f"{stream.urn}/blockhash.{name}", "hash") for name in ALGORITHMS]
     subjects += [(one.urn, name) for name in ("mapPointHash", "mapIdxHash", "mapPathHash")]
-    digests = [digest for subject, name in subjects if (digest := _hash_of(one.volume, subject, name))]
+    stated = [_stated(one.volume, subject, name) for subject, name in subjects]
+    digests = [hashes.get(kind) or next(iter(hashes.values())) for hashes in stated if hashes]
     try:
-        found = hashlib.sha512(b"".join(bytes.fromhex(digest) for digest in digests)).hexdigest()
+        return _digest(kind, b"".join(bytes.fromhex(digest) for digest in digests)).hex()
     except ValueError:
-        found = "no hash"
-    if found != stated:
-        damages.append(f"the blockMapHash of the map {one.urn} is {found}, not {stated}")
+        return "no hash"
+
+
+def check_root(maps: Mapping[str, Volume], whole: Mapping[str, str]) -> list[str]:
+    """A sentence for each hash of a striped image that is not the one over those its volumes' maps state.
+
+    They stand in the order of the maps' names, as the canonical striped images have them.
+    """
+    damages = []
+    for kind, stated in whole.items():
+        hashes = [_stated(volume, urn, "blockMapHash").get(kind, "") for urn, volume in sorted(maps.items())]
+        if not all(hashes):
+            continue
+        try:
+            found = _digest(kind, b"".join(map(bytes.fromhex, hashes))).hex()
+        except ValueError:
+            found = "no hash"
+        if found != stated:
+            damages.append(f"the {kind} over the maps of the image is {found}, not {stated}")
+    return damages

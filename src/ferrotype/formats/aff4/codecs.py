@@ -1,7 +1,8 @@
 """The compressions of AFF4's chunks: snappy and LZ4 blocks, besides those that other containers share.
 
 Where the package ``cramjam`` is installed it does the work, with the interpreter lock released; what stands here
-without it is many times slower.  Written from "format_description.txt" of snappy and "lz4_Block_format.md".
+without it is many times slower.  Written from "format_description.txt" of snappy, "lz4_Block_format.md", and section
+3.3 of "AFF4 Standard v1.0a", whose own example has an address with http where its table has https: both are taken.
 """
 
 from __future__ import annotations
@@ -69,16 +70,18 @@ def _deflate(data: bytes, size: int) -> bytes:
     return inflate(data, size, wbits=-15)
 
 
-CODECS: Final[dict[str, tuple[str, Callable[[bytes, int], bytes] | None]]] = {
-    "http://aff4.org/Schema#NullCompressor": (STORED, None),
-    "http://aff4.org/Schema#compression/stored": (STORED, None),
-    "https://www.ietf.org/rfc/rfc1950.txt": ("zlib", _zlib),
-    "https://tools.ietf.org/html/rfc1951": ("deflate", _deflate),
-    "https://www.ietf.org/rfc/rfc1951.txt": ("deflate", _deflate),
-    "http://code.google.com/p/snappy/": ("snappy", _snappy),
-    "https://github.com/google/snappy": ("snappy", _snappy),
-    "https://code.google.com/p/lz4/": ("lz4", _lz4),
+_ADDRESSES: Final[dict[str, tuple[str, Callable[[bytes, int], bytes] | None]]] = {
+    "aff4.org/Schema#NullCompressor": (STORED, None),
+    "aff4.org/Schema#compression/stored": (STORED, None),
+    "www.ietf.org/rfc/rfc1950.txt": ("zlib", _zlib),
+    "tools.ietf.org/html/rfc1950": ("zlib", _zlib),
+    "www.ietf.org/rfc/rfc1951.txt": ("deflate", _deflate),
+    "tools.ietf.org/html/rfc1951": ("deflate", _deflate),
+    "code.google.com/p/snappy/": ("snappy", _snappy),
+    "github.com/google/snappy": ("snappy", _snappy),
+    "code.google.com/p/lz4/": ("lz4", _lz4),
 }
+CODECS: Final = {f"{scheme}://{rest}": codec for rest, codec in _ADDRESSES.items() for scheme in ("http", "https")}
 
 
 # ---------------------------------------------------------------------- without the package

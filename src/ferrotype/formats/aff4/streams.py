@@ -7,8 +7,7 @@
     ImageStream    chunks of one size, packed or not, in segments ("bevies"):  00000000, 00000001 ...
                    each with an index: offset in the segment, length           00000000.index
 
-Written from the images that were published with "AFF4 Standard v1.0" (2017), and from what the readers of its authors
-say of them.
+Written from "AFF4 Standard v1.0a" (2022), sections 3 and 4, and the images that were published with it.
 """
 
 from __future__ import annotations

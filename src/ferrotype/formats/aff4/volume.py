@@ -5,13 +5,14 @@
     information.turtle        the description
     aff4%3A%2F%2Fc215.../00000000        members of what is called aff4://c215...
 
-Written from the images that were published with "AFF4 Standard v1.0" (2017), and from what the readers of its authors
-say of them.
+Written from "AFF4 Standard v1.0a" (2022), sections 1 and 5, and the images that were published with it.
 """
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Final
+from urllib.parse import unquote
 
 from ferrotype.block import Source
 from ferrotype.errors import InvalidImage, UnsupportedError
@@ -43,16 +44,27 @@ class Volume:
         self.graph: Graph = parse(_decoded(self.zip.content(turtle, MOST_TURTLE)))
 
     def find(self, urn: str) -> Member | None:
-        """The member that a URN is stored as, by the names that programs give it."""
-        escaped = urn.removeprefix(_SCHEME)
-        names = [f"aff4%3A%2F%2F{escaped}", urn, f"aff4%3a%2f%2f{escaped}"]
+        """The member of a URN: of the name that the description says, or of its own, however escaped."""
+        stated = self.graph.one(urn, f"{AFF4}fileName")
+        names = [stated.value.removeprefix("/")] if stated is not None and not stated.is_iri else []
         if urn.startswith(f"{self.urn}/"):
-            names.insert(0, urn[len(self.urn) + 1 :])
+            names.append(urn[len(self.urn) + 1 :])
+        names.append(f"aff4%3A%2F%2F{urn.removeprefix(_SCHEME)}")
         for name in names:
             member = self.zip.find(name.encode("utf-8", "surrogatepass"))
             if member is not None:
                 return member
-        return None
+        meant = self._meant.get(urn) or self._meant.get(unquote(urn))
+        return None if meant is None else self.zip.find(meant)
+
+    @cached_property
+    def _meant(self) -> dict[str, bytes]:
+        """Members' names by the URNs that they are when nothing is escaped: programs escape more, or less."""
+        found: dict[str, bytes] = {}
+        for name in self.zip.names():
+            plain = unquote(name.decode("utf-8", "replace")).removeprefix("/")
+            found.setdefault(plain if plain.startswith(_SCHEME) else f"{self.urn}/{plain}", name)
+        return found
 
     def content(self, urn: str, most: int) -> bytes | None:
         """All of a small member, or None where there is none."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -133,6 +134,10 @@ class ZipFile:
             for column, value in zip(self._columns, (before + offset, size, packed, min(method, 255)), strict=True):
                 column.append(value)
             at = behind + extra + comment
+
+    def names(self) -> Iterable[bytes]:
+        """Of all members."""
+        return self._numbers.keys()
 
     def find(self, name: bytes) -> Member | None:
         """The member of a name.  Raises InvalidImage where its header is not where the directory says."""

@@ -17,19 +17,21 @@ from __future__ import annotations
 
 import re
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Final
 
 import numpy as np
 
 from ferrotype.block import Source, Traits, read
-from ferrotype.block.views import Concat, Slice
-from ferrotype.errors import InvalidImage, UnsupportedError
+from ferrotype.block.views import Concat, Slice, Unavailable
+from ferrotype.errors import FerrotypeError, InvalidImage, UnsupportedError
 from ferrotype.formats import MAX_SIZE, Image
 from ferrotype.formats.dmg.blocks import SECTOR, Checksum, Table, from_fork, from_property_list
 from ferrotype.formats.dmg.check import checker
 from ferrotype.formats.dmg.runs import CODECS, DmgLayout
 from ferrotype.formats.mapped import MappedSource
+from ferrotype.formats.outside import attempt
 from ferrotype.formats.related import Related
 from ferrotype.records import Record, b4, b16, record, u32, u64
 from ferrotype.units import MiB
@@ -91,7 +93,7 @@ def open_folder(path: Path, related: Related) -> Image:  # noqa: ARG001  the pro
 
 
 def open(file: Source, related: Related) -> Image:
-    """The disk in the image.  Raises UnsupportedError for what is encrypted or sparse."""
+    """The disk in the image.  Raises UnsupportedError for what is encrypted or sparse.  ``missing``: a segment."""
     refusal = _refusal(file)
     if refusal is not None:
         raise UnsupportedError(f"{refusal}; convert it to a plain .dmg with hdiutil first")
@@ -101,7 +103,7 @@ def open(file: Source, related: Related) -> Image:
     place, koly = found
     _check(koly, place, file.size)
     with ExitStack() as stack:
-        data = _data_fork(file, koly, related, stack)
+        data, missing = _data_fork(file, koly, related, stack)
         tables = _tables(file, koly)
         size = _disk_size(koly, tables)
         layout = DmgLayout(tables, data, size)
@@ -114,6 +116,7 @@ def open(file: Source, related: Related) -> Image:
         facts=_facts(koly, tables, layout),
         check=checker(layout, tables, _checksums(koly), data, koly.data_fork_length),
         close=keep.close,
+        missing=missing,
     )
 
 
@@ -183,11 +186,11 @@ def _disk_size(koly: Koly, tables: list[Table]) -> int:
 # ---------------------------------------------------------------------- segments
 
 
-def _data_fork(file: Source, koly: Koly, related: Related, stack: ExitStack) -> Source:
-    """The whole data fork: of this file, or of all segments one behind the other."""
+def _data_fork(file: Source, koly: Koly, related: Related, stack: ExitStack) -> tuple[Source, FerrotypeError | None]:
+    """The whole data fork, of this file or of all segments one behind the other, and why one cannot be had."""
     first = Slice(file, koly.data_fork_offset, koly.data_fork_length)
     if koly.segment_count <= 1:
-        return first
+        return first, None
     if koly.segment_number != 1:
         raise UnsupportedError("this is a later segment; open the first one, which is called .dmg")
     if koly.segment_count > MOST_SEGMENTS:
@@ -198,9 +201,10 @@ def _data_fork(file: Source, koly: Koly, related: Related, stack: ExitStack) -> 
     parts: list[Source] = [first]
     for number in range(2, koly.segment_count + 1):
         name = f"{stem}.{number:03}.dmgpart"
-        part = related.sibling(name, "segment")
+        part, refused = attempt(partial(related.sibling, name, "segment"))
         if part is None:
-            raise InvalidImage(f"segment {number} of {koly.segment_count} is missing: {name}")
+            missing = refused or InvalidImage(f"segment {number} of {koly.segment_count} is missing: {name}")
+            return Unavailable(MAX_SIZE, Traits(), missing), missing  # nothing says how long it all is
         stack.callback(part.close)
         found = _find(part)
         if found is None:
@@ -208,7 +212,7 @@ def _data_fork(file: Source, koly: Koly, related: Related, stack: ExitStack) -> 
         _check(found[1], found[0], part.size)
         _same_image(koly, found[1], name, number, sum(one.size for one in parts))
         parts.append(Slice(part, found[1].data_fork_offset, found[1].data_fork_length))
-    return Concat(parts)
+    return Concat(parts), None
 
 
 def _same_image(first: Koly, other: Koly, name: str, number: int, start: int) -> None:

@@ -25,8 +25,8 @@ from ferrotype.formats.ewf import ewf2 as version2
 from ferrotype.formats.ewf import records
 from ferrotype.formats.ewf import sections as version1
 from ferrotype.formats.ewf.check import check_image
-from ferrotype.formats.ewf.chunks import ChunkLayout, Chunks
-from ferrotype.formats.ewf.metadata import Case, Media, facts, sectors_sentence
+from ferrotype.formats.ewf.chunks import ChunkLayout
+from ferrotype.formats.ewf.metadata import Media, facts, sectors_sentence
 from ferrotype.formats.ewf.segments import Segments
 from ferrotype.formats.ewf.tables import Tables
 from ferrotype.formats.ewf.writer import OPTIONS, create
@@ -47,7 +47,10 @@ def probe(file: Source) -> bool:
 
 
 def open(file: Source, related: Related) -> Image:
-    """The disk in the segment and those that follow it; their sections are walked through, their chunks not read."""
+    """The disk in the segment and those that follow it; their sections are walked through, their chunks not read.
+
+    ``missing``: a segment.
+    """
     signature = read(file, 0, min(file.size, 8))
     if signature in (_LOGICAL, version2.LOGICAL):
         raise UnsupportedError("a logical evidence file holds files, no disk", offset=0, field="signature")
@@ -66,15 +69,13 @@ def open(file: Source, related: Related) -> Image:
 def _open_version1(file: Source, segments: Segments) -> Image:
     found = version1.gather(file, segments)
     tables = Tables(found.tables, segments, found.media.chunk_size)
-    _check_count(tables.count, found.media)
-    return _image(file, segments, tables, found.media, found.case, found.subformat, "zlib", tables.prove_some())
+    return _image(file, segments, tables, found, found.subformat, "zlib", tables.prove_some())
 
 
 def _open_version2(file: Source, segments: Segments) -> Image:
     found = version2.gather(file, segments)
-    tables = version2.SectorTables(found.tables, segments, found.media.chunk_size)
-    _check_count(tables.count, found.media)
-    return _image(file, segments, tables, found.media, found.case, "EWF2-Ex01", found.compression)
+    tables = version2.SectorTables(found.tables, segments, found.packed)
+    return _image(file, segments, tables, found, "EWF2-Ex01", found.compression)
 
 
 def _check_count(count: int, media: Media) -> None:
@@ -89,13 +90,15 @@ def _check_count(count: int, media: Media) -> None:
 def _image(
     file: Source,
     segments: Segments,
-    chunks: Chunks,
-    media: Media,
-    case: Case,
+    chunks: Tables | version2.SectorTables,
+    found: version1.Contents | version2.Contents,
     subformat: str,
     compression: str,
     mended: Sequence[str] = (),
 ) -> Image:
+    media, case = found.media, found.case
+    if found.missing is None:
+        _check_count(chunks.count, media)
     layout = ChunkLayout(media.size, media.chunk_size, segments, chunks)
     traits = Traits(sector_size=media.sector_size, sector_known=True)
     damage = case.warnings[:_SAID]
@@ -112,4 +115,5 @@ def _image(
         warnings=tuple(warnings),
         check=partial(check_image, layout, chunks, case.hashes, damage),
         close=segments.close,
+        missing=found.missing,
     )

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ferrotype.errors import InvalidImage
 from ferrotype.formats.codecs import inflate_sealed
+from ferrotype.formats.ewf.bzip2 import bunzip2_sealed
 from ferrotype.formats.ewf.segments import Segments
 from ferrotype.formats.mapped import Kind, Mapping
 
@@ -32,6 +33,7 @@ class Form(IntEnum):
     PLAIN = 1  # as it is, with its Adler-32 behind it
     BARE = 2  # as it is, without
     PATTERN = 3  # eight bytes over and over; the place's offset is those bytes
+    BZIP2 = 4  # a bzip2 stream, or its one block alone
 
 
 class Place(NamedTuple):
@@ -76,6 +78,7 @@ class ChunkLayout:
             Form.PLAIN: self._plain,
             Form.BARE: self._bare,
             Form.PATTERN: self._pattern,
+            Form.BZIP2: self._bzip2,
         }
 
     def mapping(self, offset: int, length: int, /) -> Mapping:
@@ -115,6 +118,8 @@ class ChunkLayout:
         lengths = [needed]
         if needed < self.chunk_size and where.room >= self.chunk_size + 4:
             lengths.append(self.chunk_size)  # some programs fill the last chunk up
+        if needed < where.room - 4 < self.chunk_size:
+            lengths.append(where.room - 4)  # libewf keeps the bytes behind the last whole sector of a file
         for length in lengths:
             data = self._read(where, length + 4)
             plain = data[:-4]
@@ -122,8 +127,11 @@ class ChunkLayout:
                 return plain
         raise InvalidImage("its Adler-32 is another")
 
+    def _bzip2(self, number: int, where: Place) -> bytes:
+        return self._enough(number, bunzip2_sealed(self._read(where, min(where.room, self._most)), self.chunk_size))
+
     def _bare(self, number: int, where: Place) -> bytes:
-        return self._read(where, self.length(number))
+        return self._enough(number, self._read(where, min(where.room, self.length(number))))
 
     def _pattern(self, number: int, where: Place) -> bytes:  # noqa: ARG002  one of several of a kind
         return where.offset.to_bytes(8, "little") * (self.chunk_size // 8)

@@ -4,7 +4,8 @@
                                       <──previous─┘         <──previous─┘        at the end of the file
 
 A section's descriptor stands behind its content, and the sections are found from the last one back.  Chunks may be
-patterns of eight bytes that take no space.  All numbers are little-endian.
+patterns of eight bytes that take no space.  All numbers are little-endian.  The file header says how texts are
+packed, the case data how chunks are; where that says nothing, those that are packed are so as the texts.
 
 Source: "Expert Witness Compression Format version 2 specification" (libyal).
 """
@@ -23,12 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferrotype.block import Source, read_exactly
-from ferrotype.errors import FormatError, InvalidImage, UnsupportedError
+from ferrotype.errors import FerrotypeError, FormatError, InvalidImage, UnsupportedError
 from ferrotype.formats.ewf.chunks import Form, Place
 from ferrotype.formats.ewf.metadata import NAMED, Case, Media, drive_type, header_values, text_of
 from ferrotype.formats.ewf.records import check_media, sealed
 from ferrotype.formats.ewf.segments import Segments
 from ferrotype.formats.mapped import Kept
+from ferrotype.formats.outside import attempt
 from ferrotype.records import Record, b16, record, u8, u16, u32, u64
 from ferrotype.units import MiB
 
@@ -46,9 +48,11 @@ _PIECE: Final = 4 * MiB
 
 _DEVICE, _CASE, _TABLE, _ERRORS, _SESSIONS, _MD5, _SHA1, _NEXT, _DONE = 1, 2, 4, 5, 6, 8, 9, 0xD, 0xF
 _METADATA: Final = (_DEVICE, _CASE, _ERRORS, _SESSIONS, _MD5, _SHA1)
+_METHODS: Final = ("none", "zlib", "bzip2")
 _LOGICAL_SECTIONS: Final = (0x20, 0x21, 0x22, 0x23)
 _HASHED, _ENCRYPTED = 1, 2  # data flags
 _COMPRESSED, _CHECKED, _PATTERN = 1, 2, 4  # chunk data flags
+_BZIP2: Final = 2  # compression method
 _ENTRY: Final = np.dtype([("offset", "<u8"), ("size", "<u4"), ("flags", "<u4")])
 
 
@@ -100,18 +104,24 @@ class Contents:
 
     media: Media
     compression: str
+    packed: Form  # of chunks with the flag
     tables: list[_Table]
     case: Case
+    missing: FerrotypeError | None = None  # why there are no further segments
 
 
 def gather(file: Source, segments: Segments) -> Contents:
-    """Walk through all segments.  Raises InvalidImage where one is missing, doubled, or of another set."""
+    """Walk through all segments up to one that is ``missing``.
+
+    Raises InvalidImage where one is doubled or of another set, and where those before what is missing do not say
+    what disk this is.
+    """
     first = FileHeader.unpack(read_exactly(file, 0, 32, "the file header"))
     if first.number != 1:
         raise InvalidImage(f"this is segment {first.number} of its image; open the first one", offset=12)
     if first.major != 2:
         raise UnsupportedError(f"EWF version {first.major}.{first.minor} is not read", offset=8, field="version")
-    if first.compression not in (0, 1):
+    if first.compression >= len(_METHODS):
         raise UnsupportedError(f"compression method {first.compression} is not read", offset=10, field="compression")
     walk = _Walk(first)
     source, budget = file, _MOST_SECTIONS
@@ -128,7 +138,10 @@ def gather(file: Source, segments: Segments) -> Contents:
             return walk.finished(name)
         if found[-1].kind != _NEXT:
             raise InvalidImage(f"{name} ends with neither a next nor a done section: it is cut short or damaged")
-        source = segments.append()
+        following, missing = attempt(segments.append)
+        if following is None:
+            return walk.finished(name, missing)
+        source = following
     raise UnsupportedError(f"the image has more than {_MOST_SEGMENTS} segments")
 
 
@@ -201,7 +214,7 @@ class _Walk:
             else:
                 self._entries(data, section, name)
 
-    def finished(self, name: str) -> Contents:
+    def finished(self, name: str, missing: FerrotypeError | None = None) -> Contents:
         values = self._values
         try:
             media = Media(
@@ -209,26 +222,30 @@ class _Walk:
                 int(values.pop("bp", "")),
                 int(values.pop("sb", "")),
                 drive_type(values.pop("dt", "")),
-                values.pop("ph", "1") == "1",
+                values.pop("ph", "") == "1",  # an empty one is false
                 {"1": "FastBloc", "2": "Tableau"}.get(values.pop("wb", ""), ""),
                 "",
                 int(values.pop("gr", "") or 0),
                 self._header.set_identifier,
             )
         except ValueError:
-            raise InvalidImage(
+            raise missing or InvalidImage(
                 f"{name}: the device information lacks the size of the disk or of its chunks"
             ) from None
         if media.sectors < 0 or media.sector_size < 0 or media.chunk_sectors < 0:
             raise InvalidImage(f"{name}: the device information says there are fewer than no sectors")
         check_media(media)
+        stated = values.pop("cp", "0")
+        if stated not in ("0", "1", "2"):
+            raise UnsupportedError(f"compression method {stated[:20]} is not read", field="cp")
+        method = int(stated) or self._header.compression  # libewf never states one
+        packed = Form.BZIP2 if method == _BZIP2 else Form.ZLIB
         self._case.values = {key: value for key, value in values.items() if key in NAMED}
-        return Contents(media, ("none", "zlib")[self._header.compression], self._tables, self._case)
+        return Contents(media, _METHODS[method], packed, self._tables, self._case, missing)
 
     def _text(self, data: bytes, section: _Section, name: str) -> None:
         try:
-            packed = self._header.compression
-            text = text_of(data, wide=True) if packed else data.decode("utf-16", "replace")
+            text = text_of(data, wide=True, packed=_METHODS[self._header.compression])
             for key, value in header_values(text, "main").items():
                 self._values.setdefault(key, value)
         except FormatError as error:
@@ -282,8 +299,9 @@ class _Walk:
 class SectorTables:
     """All sector tables of an image, in order; their entries are read a page at a time."""
 
-    def __init__(self, tables: list[_Table], segments: Segments, chunk_size: int) -> None:
-        self._segments, self._chunk_size = segments, chunk_size
+    def __init__(self, tables: list[_Table], segments: Segments, packed: Form) -> None:
+        """``packed`` is the form of the chunks that are compressed."""
+        self._segments, self._packed = segments, packed
         self._tables = tables
         self._pages = [
             _Table(t.segment, t.first + skip, t.at + skip * _ENTRY.itemsize, min(_PAGE, t.chunks - skip))
@@ -338,13 +356,13 @@ class SectorTables:
             )
         if flags & _COMPRESSED and flags & _PATTERN:
             return Place(page.segment, offset, 0, Form.PATTERN)
-        form = Form.ZLIB if flags & _COMPRESSED else Form.PLAIN if flags & _CHECKED else Form.BARE
+        form = self._packed if flags & _COMPRESSED else Form.PLAIN if flags & _CHECKED else Form.BARE
         if offset < FileHeader.SIZE or offset + size > self._segments.size(page.segment):
             raise InvalidImage(
                 f"chunk {number} should stand at byte {offset} of {self._segments.names[page.segment]}, outside it",
                 field="chunk data offset",
             )
-        if form != Form.ZLIB and size < 1:
+        if not size:
             raise InvalidImage(f"chunk {number} has no bytes", field="chunk data size")
         return Place(page.segment, offset, size, form)
 

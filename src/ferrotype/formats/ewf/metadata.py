@@ -14,7 +14,7 @@ version 2 of it, Device information and Case data.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from ferrotype.errors import FormatError
 from ferrotype.formats.codecs import inflate_sealed
+from ferrotype.formats.ewf.bzip2 import bunzip2_sealed
 from ferrotype.units import MiB
 
 __all__ = [
@@ -98,6 +99,12 @@ _NAMES_X: Final = {  # elements of xheader
     "system_date": "system_date",
 }
 NAMED: Final = frozenset(_NAMES.values())  # what values are called in facts
+_ESCAPED: Final = {1: "\n", 2: "\r", 3: "\t"}  # of version 2: what divides lines and columns, within a value
+_UNPACK: Final[Mapping[str, Callable[[bytes, int], bytes]]] = {
+    "none": lambda data, _: data,
+    "zlib": inflate_sealed,
+    "bzip2": bunzip2_sealed,
+}
 _ELEMENT: Final = re.compile(r"<(\w+)>([^<]*)</\1>")
 
 
@@ -139,12 +146,12 @@ class Case:
     warnings: list[str] = field(default_factory=list)
 
 
-def text_of(data: bytes, *, wide: bool) -> str:
-    """The text of a header section: a zlib stream of UTF-16 (``wide``), or of a narrow encoding.
+def text_of(data: bytes, *, wide: bool, packed: str = "zlib") -> str:
+    """The text of a header section: UTF-16 (``wide``), or a narrow encoding, packed by zlib, bzip2 or "none".
 
     Raises InvalidImage where the stream is damaged.
     """
-    plain = inflate_sealed(data, _LARGEST_TEXT)
+    plain = _UNPACK[packed](data, _LARGEST_TEXT)
     if wide or plain[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return plain.decode("utf-16" if plain[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-16-le", "replace")
     try:
@@ -164,6 +171,8 @@ def header_values(text: str, kind: str) -> dict[str, str]:
         names = _NAMES if kind == "header" else _NAMES_2
         keep = kind == "main"
         pairs = [(names.get(key, key if keep else ""), value) for key, value in _columns(text)]
+    if kind == "main":
+        pairs = [(name, value.translate(_ESCAPED)) for name, value in pairs]
     values = {name: value.strip() for name, value in pairs if name and value.strip()}
     if values.get("password") == "0":
         del values["password"]

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferrotype.block import Source, read_exactly
-from ferrotype.errors import FormatError, InvalidImage, UnsupportedError
+from ferrotype.errors import FerrotypeError, FormatError, InvalidImage, UnsupportedError
 from ferrotype.formats.codecs import inflate_sealed
 from ferrotype.formats.ewf.metadata import MEDIA_TYPES, Case, Media, keep_values
 from ferrotype.formats.ewf.records import (
@@ -38,6 +38,7 @@ from ferrotype.formats.ewf.records import (
 )
 from ferrotype.formats.ewf.segments import Segments
 from ferrotype.formats.ewf.tables import Table
+from ferrotype.formats.outside import attempt
 from ferrotype.units import MiB
 
 __all__ = ["Contents", "gather"]
@@ -65,6 +66,7 @@ class Contents:
     subformat: str
     tables: list[Table]
     case: Case
+    missing: FerrotypeError | None = None  # why there are no further segments
 
 
 def _check_first(file: Source) -> None:
@@ -79,7 +81,11 @@ def _check_first(file: Source) -> None:
 
 
 def gather(file: Source, segments: Segments) -> Contents:
-    """Walk through all segments.  Raises InvalidImage where one is missing, doubled, or of another set."""
+    """Walk through all segments up to one that is ``missing``.
+
+    Raises InvalidImage where one is doubled or of another set, and where those before what is missing do not say
+    what disk this is.
+    """
     _check_first(file)
     walk = _Walk()
     source, budget = file, _MOST_SECTIONS
@@ -96,7 +102,10 @@ def gather(file: Source, segments: Segments) -> Contents:
             walk.take(section, source, number, name)
         if last == "done":
             return walk.finished(name)
-        source = segments.append()
+        following, missing = attempt(segments.append)
+        if following is None:
+            return walk.finished(name, missing)
+        source = following
     raise UnsupportedError(f"the image has more than {_MOST_SEGMENTS} segments")
 
 
@@ -183,13 +192,13 @@ class _Walk:
             data = read_exactly(file, section.start, length, f"the {section.kind} section")
             self._readers[section.kind](data, name, section)
 
-    def finished(self, name: str) -> Contents:
+    def finished(self, name: str, missing: FerrotypeError | None = None) -> Contents:
         if self._media is None:
-            raise InvalidImage(f"{name} has no volume section: what disk this is cannot be known")
+            raise missing or InvalidImage(f"{name} has no volume section: what disk this is cannot be known")
         tables = [table for table in self._tables if table is not None]
         if len(tables) < len(self._tables):
             raise InvalidImage("a table is damaged, and so is its mirror or there is none", field="table header")
-        return Contents(self._media, self._subformat, tables, self._case)
+        return Contents(self._media, self._subformat, tables, self._case, missing)
 
     # ------------------------------------------------------------------ the disk
 

@@ -10,19 +10,14 @@ Source: "Expert Witness Compression Format specification", Segment file extensio
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from threading import Lock
 from typing import Final
 
 from ferrotype.block import Source, read
 from ferrotype.errors import InvalidImage
+from ferrotype.formats.numbered import Numbered
 from ferrotype.formats.related import Related
 
 __all__ = ["Segments", "segment_name"]
-
-_OPEN: Final = 64  # segments held open at once; an image may have thousands
 
 _FIRST: Final = re.compile(r"(.*\.)([A-Za-z])([xX]?)01", re.DOTALL)
 
@@ -55,100 +50,43 @@ class Segments:
 
     def __init__(self, first: Source, related: Related) -> None:
         """``first`` stays the caller's until ``close``, which closes it as well."""
-        self._related = related
-        self.names = [related.path.name if related.path is not None else "the first segment"]
-        self._sizes = [first.size]
-        self._first = first
-        self._open: OrderedDict[int, _Opened] = OrderedDict()
-        self._lock = Lock()
+        self._files = Numbered(first, related)
+        self._named = related.path is not None
+
+    @property
+    def names(self) -> list[str]:
+        """Of the segments' files."""
+        return self._files.names
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self._files)
 
     def size(self, number: int) -> int:
         """Bytes of a segment's file."""
-        return self._sizes[number]
+        return self._files.sizes[number]
 
     def append(self) -> Source:
         """Open the segment after the last; it stays the set's.  Raises InvalidImage where it is missing."""
-        number = len(self.names)
-        name = segment_name(self.names[0], number + 1) if self._related.path is not None else None
-        source = self._related.sibling(name, "next segment") if name is not None else None
+        number = len(self._files)
+        name = segment_name(self.names[0], number + 1) if self._named else None
+        source = self._files.add(name, "next segment") if name is not None else None
         if source is None:
             what = f"segment {number + 1} of the image is missing"
             raise InvalidImage(what + (f": there is no {name} beside it" if name else ", or the files are renamed"))
-        self.names.append(name or "")
-        self._sizes.append(source.size)
-        with self._lock:
-            self._open[number] = _Opened(source)
-        self._shut_some()
         return source
 
     def read(self, number: int, offset: int, length: int) -> bytes:
         """Bytes of a segment.  Raises InvalidImage where they lie outside it."""
-        if offset < 0 or length < 0 or offset + length > self._sizes[number]:
+        if offset < 0 or length < 0 or offset + length > self.size(number):
             raise InvalidImage(
                 f"{self.names[number]} ends before what should stand at its byte {offset}", offset=offset
             )
-        if number == 0:
-            return read(self._first, offset, length)
-        with self._using(number) as source:
+        with self._files.using(number) as source:
             return read(source, offset, length)
-
-    @contextmanager
-    def _using(self, number: int) -> Iterator[Source]:
-        with self._lock:
-            opened = self._open.get(number)
-            if opened is not None:
-                opened.users += 1
-                self._open.move_to_end(number)
-        if opened is None:
-            opened = self._reopen(number)
-        try:
-            yield opened.source
-        finally:
-            with self._lock:
-                opened.users -= 1
-
-    def _reopen(self, number: int) -> _Opened:
-        source = self._related.sibling(self.names[number], "segment")
-        if source is None or source.size != self._sizes[number]:
-            if source is not None:
-                source.close()
-            raise InvalidImage(f"{self.names[number]} was removed or changed while the image was open")
-        with self._lock:
-            found = self._open.get(number)  # another thread may have been faster
-            opened = found or self._open.setdefault(number, _Opened(source))
-            opened.users += 1
-        if found is not None:
-            source.close()
-        self._shut_some()
-        return opened
-
-    def _shut_some(self) -> None:
-        with self._lock:
-            oldest = list(self._open.items())[: max(0, len(self._open) - _OPEN)]
-            idle = [self._open.pop(number) for number, opened in oldest if not opened.users]
-        for opened in idle:
-            opened.source.close()
 
     def close_rest(self) -> None:
         """Close all but the first."""
-        with ExitStack() as stack, self._lock:
-            while self._open:
-                stack.callback(self._open.popitem()[1].source.close)
+        self._files.close_rest()
 
     def close(self) -> None:
-        with ExitStack() as stack:
-            stack.callback(self._first.close)
-            self.close_rest()
-
-
-class _Opened:
-    """A segment that is open, and how many are reading from it."""
-
-    __slots__ = ("source", "users")
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self.users = 0
+        self._files.close()

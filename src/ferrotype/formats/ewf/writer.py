@@ -8,15 +8,16 @@ Every chunk has its place in the image, so that zeros cost a few bytes for each,
 
 Segments have 1.4 GiB unless another size is chosen, as those of other programs: 31 bits reach all of it, and any file
 system takes it.  Disks that would need more than ``_MOST_FILES`` of them get larger ones, which EnCase 6.7 and later
-read, as does everything built on libewf: all files of an image stay open until it is complete.
+read, as does everything built on libewf.
 
 Source: "Expert Witness Compression Format specification" (libyal), EnCase 6 (EWF-E01).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final, NamedTuple
 from uuid import uuid4
 from zlib import adler32
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 
 from ferrotype.block import Traits
 from ferrotype.block.file import check_write
-from ferrotype.block.outputs import Outputs
+from ferrotype.block.outputs import Outputs, in_a_row
 from ferrotype.block.zeros import zero_cells
 from ferrotype.errors import UsageError
 from ferrotype.formats import Option, Options, Spec, one_of
@@ -40,8 +41,9 @@ from ferrotype.units import KiB, MiB, TiB, parse_size
 __all__ = ["OPTIONS", "EwfSink", "create"]
 
 _SEGMENT: Final = 1_503_238_553  # bytes: 1.4 GiB
-_MOST_FILES: Final = 400  # of an image whose segment size nobody chose
+_MOST_FILES: Final = 10_000  # of an image whose segment size nobody chose; there are names for 14,971
 _LARGEST_SEGMENT: Final = 8 * TiB
+_LEAST: Final = MiB  # bytes of a segment
 _GAP: Final = 4096  # chunks of zeros written at a time
 _LONGEST_TEXT: Final = 2999  # characters EnCase takes
 
@@ -58,7 +60,7 @@ def _text(text: str) -> str:
 
 
 def _sectors(text: str) -> int:
-    count = int(text)
+    count = int(text) if text.isdecimal() else 0
     if not 16 <= count <= 32768 or count & (count - 1):
         raise ValueError("a power of two from 16 to 32768")
     return count
@@ -81,7 +83,7 @@ def create(outputs: Outputs, spec: Spec) -> EwfSink:
     if outputs.path.suffix.lower() != ".e01":
         raise UsageError(f"the first segment of an E01 image is called NAME.E01, not {outputs.path.name}")
     if spec.size % spec.sector_size or not spec.size:
-        raise UsageError(f"an E01 image holds whole sectors, and {spec.size} bytes are no multiple of that")
+        raise UsageError(f"an E01 image holds whole sectors, at least one; a disk of {spec.size} bytes does not fit")
     chunk_size = spec.get("sectors_per_chunk", 64) * spec.sector_size
     if chunk_size > LARGEST_CHUNK:
         raise UsageError(f"chunks of {chunk_size} bytes are larger than {LARGEST_CHUNK}")
@@ -89,7 +91,7 @@ def create(outputs: Outputs, spec: Spec) -> EwfSink:
     if chunks >= 1 << 32:
         raise UsageError(f"an E01 image has at most 2^32 chunks; choose more than {chunk_size} bytes for each")
     limit = spec.get("segment_size", 0) or _segment_size(spec.size + 16 * chunks)
-    least = max(MiB, 2 * chunk_size + CLOSING + 64 * KiB)
+    least = max(_LEAST, 2 * chunk_size + CLOSING + 64 * KiB)
     if not least <= limit <= _LARGEST_SEGMENT:
         raise UsageError(f"segments have {least} to {_LARGEST_SEGMENT} bytes, not {limit}")
     return EwfSink(outputs, spec, chunk_size, limit)
@@ -122,7 +124,9 @@ class EwfSink:
         self._number = 1
         self._at = 0  # bytes of the disk that are stored
         self.traits = Traits(sector_size=spec.sector_size, unit=chunk_size, ordered=True, blank=True)
-        self._segment = SegmentWriter(outputs.create(), 1, limit)
+        self._file = outputs.create()
+        self._segment = SegmentWriter(self._file, 1, limit)
+        outputs.supersede(self._further)
         header2, header = _headers(spec, datetime.now(UTC))
         for kind, content in (
             ("header2", header2),
@@ -227,13 +231,22 @@ class EwfSink:
 
     def _next_segment(self) -> None:
         self._segment.end("next")
+        self._outputs.done(self._file)
         self._number += 1
-        name = segment_name(self._outputs.path.name, self._number)
-        if name is None or self._number >= 1 << 16:
+        path = self._path(self._number)
+        if path is None or self._number >= 1 << 16:
             raise UsageError(f"the disk needs more than {self._number - 1} segments; choose a larger segment_size")
-        file = self._outputs.create(self._outputs.path.with_name(name))
-        self._segment = SegmentWriter(file, self._number, self._limit)
+        self._file = self._outputs.create(path)
+        self._segment = SegmentWriter(self._file, self._number, self._limit)
         self._segment.section("data", self._volume)
+
+    def _path(self, number: int) -> Path | None:
+        name = segment_name(self._outputs.path.name, number)
+        return None if name is None else self._outputs.path.with_name(name)
+
+    def _further(self) -> Iterator[Path]:
+        """Files that would pass for segments behind the last one, such as those of an older, longer image."""
+        return in_a_row(self._path, self._number + 1)
 
     # ------------------------------------------------------------------ as a sink
 

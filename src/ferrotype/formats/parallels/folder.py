@@ -21,10 +21,11 @@ from dataclasses import dataclass, field
 from typing import Final
 from xml.parsers import expat
 
-from ferrotype.block import Source, read
-from ferrotype.block.views import Concat, Slice
-from ferrotype.errors import FormatError, InvalidImage, UnsupportedError
+from ferrotype.block import Source, Traits, read
+from ferrotype.block.views import Concat, Slice, Unavailable
+from ferrotype.errors import FerrotypeError, FormatError, InvalidImage, UnsupportedError
 from ferrotype.formats import MAX_SIZE, Image
+from ferrotype.formats.outside import attempt
 from ferrotype.formats.parallels import DESCRIPTOR, Expandable, probe
 from ferrotype.formats.related import MAX_DEPTH, Related
 from ferrotype.formats.tables import SECTOR
@@ -50,7 +51,7 @@ def has_parent(descriptor: Source, name: str) -> bool:
 
 
 def open_disk(related: Related) -> Image:
-    """The disk whose folder ``related`` is for."""
+    """The disk whose folder ``related`` is for.  ``missing``: a file of it, or the key, as encryption is not read."""
     with ExitStack() as stack:
         descriptor = related.file(DESCRIPTOR, "descriptor")
         try:
@@ -58,19 +59,35 @@ def open_disk(related: Related) -> Image:
         finally:
             descriptor.close()
         files = _Files(related, stack)
+        if disk.encrypted:
+            files.missing = UnsupportedError("the disk is encrypted", field="Encryption")
         source = _state(disk, disk.top, files)
         keep = stack.pop_all()
-    facts: dict[str, object] = {
-        "subformat": "folder",
-        "files": sorted(files.opened),
-        "dirty": bool(files.warnings),
-    }
-    disks = {guid.strip("{}"): _opener(disk, guid, files) for guid in disk.parents if guid != disk.top}
-    return Image("parallels", source, facts=facts, disks=disks, warnings=tuple(files.warnings), close=keep.close)
+    return Image(
+        "parallels",
+        source,
+        facts={
+            "subformat": "folder",
+            "files": sorted(files.named),
+            "dirty": bool(files.warnings),
+            "encrypted": disk.encrypted,
+        },
+        disks={guid.strip("{}"): _opener(disk, guid, files) for guid in disk.parents if guid != disk.top},
+        warnings=tuple(files.warnings),
+        close=keep.close,
+        missing=files.missing,
+    )
 
 
 def _opener(disk: _Disk, guid: str, files: _Files) -> Callable[[], Source]:
-    return lambda: _state(disk, guid, files)
+    def opened() -> Source:
+        known = files.missing
+        source = _state(disk, guid, files)
+        if files.missing is not None and known is None:  # a file that the disk as it is now does without
+            raise files.missing
+        return source
+
+    return opened
 
 
 # ---------------------------------------------------------------------- the disk of the files
@@ -81,16 +98,22 @@ class _Files:
 
     def __init__(self, related: Related, stack: ExitStack) -> None:
         self._related, self._stack = related, stack
-        self.opened: dict[str, Source] = {}
+        self._opened: dict[str, Source] = {}
+        self.named: set[str] = set()
         self.warnings: list[str] = []
+        self.missing: FerrotypeError | None = None  # why no more of them is opened
 
     def layer(self, file: _File, length: int, below: Source | None) -> Source:
         """The disk of a file of the folder, over what is below it."""
-        source = self.opened.get(file.name)
-        if source is None:
-            source = self._related.file(file.name, "image")
-            self._stack.callback(source.close)
-            self.opened[file.name] = source
+        self.named.add(file.name)
+        if self.missing is None and file.name not in self._opened:
+            opened, self.missing = attempt(lambda: self._related.file(file.name, "image"))
+            if opened is not None:
+                self._stack.callback(opened.close)
+                self._opened[file.name] = opened
+        if self.missing is not None:
+            return Unavailable(length, Traits(), self.missing)
+        source = self._opened[file.name]
         if file.kind == "plain":
             if source.size < length:
                 raise InvalidImage(f"the plain image {file.name!r} is shorter than its storage", offset=source.size)
@@ -156,6 +179,7 @@ class _Disk:
     storages: list[_Storage]
     parents: dict[str, str]  # GUID of a snapshot -> that of its parent
     top: str
+    encrypted: bool
 
 
 @dataclass(slots=True)
@@ -190,9 +214,8 @@ def _parsed(descriptor: Source) -> _Disk:
     if root.tag != "Parallels_disk_image":
         raise InvalidImage(f"the descriptor is of {root.tag[:40]!r}, not of a Parallels disk", offset=0)
     parameters = root.first("Disk_Parameters")
-    for encryption in parameters.all("Encryption"):
-        if any(engine.text.strip().lower() not in ("", _NONE) for engine in encryption.all("Engine")):
-            raise UnsupportedError("the disk is encrypted", field="Encryption")
+    engines = [engine for encryption in parameters.all("Encryption") for engine in encryption.all("Engine")]
+    encrypted = any(engine.text.strip().lower() not in ("", _NONE) for engine in engines)
     storages = [_storage(one) for one in root.first("StorageData").all("Storage")]
     storages.sort(key=lambda storage: storage.start)
     size = parameters.number("Disk_size") * SECTOR
@@ -207,7 +230,8 @@ def _parsed(descriptor: Source) -> _Disk:
         raise UnsupportedError(f"a disk of more than {_MAX_FILES} files", field="StorageData")
     snapshots = root.first("Snapshots")
     parents = {shot.guid("GUID"): shot.guid("ParentGUID") for shot in snapshots.all("Shot")}
-    return _Disk(storages, parents, snapshots.guid("TopGUID") if snapshots.all("TopGUID") else _TOP)
+    top = snapshots.guid("TopGUID") if snapshots.all("TopGUID") else _TOP
+    return _Disk(storages, parents, top, encrypted)
 
 
 def _storage(storage: _Element) -> _Storage:

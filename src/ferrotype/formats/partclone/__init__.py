@@ -168,6 +168,8 @@ def _facts(shape: Shape, size: int, bitmap: Bitmap) -> dict[str, object]:
 def _shape(file: Source) -> Shape:
     head = read_exactly(file, 0, Header2.SIZE, "the header of the partclone image")
     version = head[30:34]
+    if head[: len(MAGIC)] != MAGIC:
+        raise InvalidImage("this is no partclone image", offset=0, field="magic")
     if version == b"0001":
         shape = _shape1(Header1.unpack(head))
     elif version == b"0002":

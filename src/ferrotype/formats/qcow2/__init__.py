@@ -27,12 +27,13 @@ from numpy.typing import NDArray
 
 from ferrotype.block import Source, read, read_exactly
 from ferrotype.block.views import Slice
-from ferrotype.errors import InvalidImage, UnsupportedError
+from ferrotype.errors import FerrotypeError, InvalidImage, KeyRefused, UnsupportedError
 from ferrotype.formats import Image
 from ferrotype.formats.backing import format_told, open_backing
 from ferrotype.formats.codecs import inflate, unzstd
 from ferrotype.formats.levels import BAD, Geometry, TwoLevels, Words, read_first_level
 from ferrotype.formats.mapped import Kind, MappedSource
+from ferrotype.formats.outside import attempt
 from ferrotype.formats.qcow2.header import (
     AES,
     CORRUPT,
@@ -52,10 +53,10 @@ from ferrotype.formats.qcow2.header import (
     read_header,
     snapshots,
 )
-from ferrotype.formats.qcow2.writer import OPTIONS, create
+from ferrotype.formats.qcow2.writer import OPTIONS, create, room
 from ferrotype.formats.related import Related
 
-__all__ = ["OPTIONS", "create", "open", "probe"]
+__all__ = ["OPTIONS", "create", "open", "probe", "room"]
 
 _COPIED, _COMPRESSED, _ZERO = 1 << 63, 1 << 62, 1
 _OFFSET: Final = 0x00FF_FFFF_FFFF_FE00  # bits of a host cluster or an L2 table
@@ -73,17 +74,17 @@ def probe(file: Source) -> bool:
 def open(file: Source, related: Related) -> Image:
     """Open the image with its backing chain and its data file.
 
-    Raises InvalidImage, UnsupportedError, NotAllowed, and KeyRefused where it is encrypted and the passphrase is
-    missing or wrong.
+    Raises InvalidImage and UnsupportedError.  ``missing``: the data file, the passphrase or the backing file, or AES.
     """
     header = read_header(file)
     with ExitStack() as stack:
-        data = _data_file(header, related, stack) or file
-        stored, encryption = _decrypted(file, data, header, related)
+        data, no_data = _data_file(header, related, stack)
+        data = data or file
+        stored, encryption, no_key = _decrypted(file, data, header, related)
         tables = _Tables(file, data, header)
         layout = tables.layout(header.base.l1_table_offset, header.base.l1_size)
         taken, listed = snapshots(file, header), bitmaps(file, header)
-        parent, warnings = _parent(header, related, stack)
+        parent, no_parent = _parent(header, related, stack)
         source = partial(_disk, stored, parent.source if parent else None, header)
         stack.callback(file.close)
         return Image(
@@ -98,8 +99,9 @@ def open(file: Source, related: Related) -> Image:
                 ],
             },
             disks=_disks(taken, tables, source),
-            warnings=warnings,
+            warnings=_warnings(header, parent),
             close=stack.pop_all().close,
+            missing=no_data or no_key or no_parent,
         )
 
 
@@ -108,28 +110,31 @@ def _disk(stored: Source, parent: Source | None, header: Header, layout: TwoLeve
     return MappedSource(stored, layout, size, name="qcow2 image", parent=parent, ragged=header.cluster - 1)
 
 
-def _data_file(header: Header, related: Related, stack: ExitStack) -> Source | None:
+def _data_file(header: Header, related: Related, stack: ExitStack) -> tuple[Source | None, FerrotypeError | None]:
+    """The data file, where there is one, or why it cannot be had."""
     if not header.further.incompatible_features & DATA_FILE:
-        return None
+        return None, None
     name = header.text(EXT_DATA_FILE)
     if name is None:
         raise InvalidImage("the image keeps its data in another file, and does not say in which", field="data file")
-    data = related.file(name, "data file")
-    stack.callback(data.close)
-    return data
+    data, missing = attempt(lambda: related.file(name, "data file"))
+    if data is not None:
+        stack.callback(data.close)
+    return data, missing
 
 
 def _decrypted(
     file: Source, data: Source, header: Header, related: Related
-) -> tuple[Source, dict[str, object] | None]:
-    """What clusters are read from, and the facts about the encryption."""
+) -> tuple[Source, dict[str, object] | None, FerrotypeError | None]:
+    """What clusters are read from, the facts about the encryption, and why they cannot be decrypted."""
     method = header.base.crypt_method
     if method == AES:
-        raise UnsupportedError(
+        refused = UnsupportedError(
             "the image is encrypted in the way that QEMU gave up as unsafe (AES in qcow2)", field="crypt_method"
         )
+        return data, {"format": "aes"}, refused
     if method != LUKS:
-        return data, None
+        return data, None, None
     from ferrotype.formats.luks import Decrypted, read_phdr, unlock  # cryptography takes its time to load
 
     value = header.extensions.get(EXT_ENCRYPTION)
@@ -138,23 +143,32 @@ def _decrypted(
     phdr = Slice(file, int.from_bytes(value[:8], "big"), int.from_bytes(value[8:], "big"))
     told = read_phdr(phdr)
     facts: dict[str, object] = {"format": "luks", "cipher": told.cipher, "hash": told.hash}
-    return Decrypted(data, unlock(phdr, related.passphrase())), facts
+    try:
+        return Decrypted(data, unlock(phdr, related.passphrase())), facts, None
+    except KeyRefused as error:
+        return data, facts, error
 
 
-def _parent(header: Header, related: Related, stack: ExitStack) -> tuple[Image | None, tuple[str, ...]]:
+def _parent(header: Header, related: Related, stack: ExitStack) -> tuple[Image | None, FerrotypeError | None]:
+    """The backing file, where there is one, or why it cannot be had."""
+    name, told = header.backing, header.text(EXT_BACKING_FORMAT)
+    if name is None:
+        return None, None
+    parent, missing = attempt(lambda: open_backing(related, name, format_told(told) if told else None))
+    if parent is not None:
+        stack.callback(parent.close)
+    return parent, missing
+
+
+def _warnings(header: Header, parent: Image | None) -> tuple[str, ...]:
     warnings = []
     if header.further.incompatible_features & CORRUPT:
         warnings.append("the image is marked corrupt: a program found its tables damaged, so what is read may be")
     if header.further.incompatible_features & DIRTY:
         warnings.append("the image was not closed cleanly, or is in use: its reference counts are not up to date")
-    if header.backing is None:
-        return None, tuple(warnings)
-    told = header.text(EXT_BACKING_FORMAT)
-    parent = open_backing(related, header.backing, format_told(told) if told else None)
-    stack.callback(parent.close)
-    if told is None:
+    if parent is not None and header.text(EXT_BACKING_FORMAT) is None:
         warnings.append(f"the image does not say in which format its backing file is; it looks like {parent.format}")
-    return parent, (*warnings, *parent.warnings)
+    return (*warnings, *(parent.warnings if parent else ()))
 
 
 # ---------------------------------------------------------------------- where clusters stand

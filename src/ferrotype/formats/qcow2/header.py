@@ -188,7 +188,9 @@ def _wrong(message: str, field: str) -> InvalidImage:
 def read_header(file: Source) -> Header:
     """Read and check the header.  Raises InvalidImage, and UnsupportedError at features that are not known."""
     base = Base.unpack(read(file, 0, min(Base.SIZE, file.size)))
-    if base.magic != MAGIC or base.version not in (2, 3):
+    if base.magic != MAGIC:
+        raise InvalidImage("this is no qcow2 image", offset=0, field="magic")
+    if base.version not in (2, 3):
         raise UnsupportedError(f"version {base.version} of qcow2", field="version")
     if not _SMALLEST <= base.cluster_bits <= _LARGEST:
         raise _wrong(f"clusters of 2^{base.cluster_bits} bytes", "cluster_bits")

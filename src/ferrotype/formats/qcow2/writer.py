@@ -23,7 +23,7 @@ from ferrotype.block.file import FileSink, check_write
 from ferrotype.block.outputs import Outputs
 from ferrotype.block.zeros import zero_cells
 from ferrotype.errors import UsageError, WriteError
-from ferrotype.formats import Backing, Option, Options, Spec, WritableSink, one_of
+from ferrotype.formats import Backing, Option, Options, Room, Spec, WritableSink, one_of
 from ferrotype.formats.backing import qemu_name
 from ferrotype.formats.codecs import deflate, zstd_frame
 from ferrotype.formats.qcow2.header import (
@@ -41,7 +41,7 @@ from ferrotype.formats.qcow2.header import (
 )
 from ferrotype.units import GiB, KiB, MiB, parse_size
 
-__all__ = ["OPTIONS", "create"]
+__all__ = ["OPTIONS", "create", "room"]
 
 _COPIED, _COMPRESSED, _ZERO = np.uint64(1 << 63), np.uint64(1 << 62), np.uint64(1)
 _OFFSET: Final = np.uint64(0x00FF_FFFF_FFFF_FE00)
@@ -101,6 +101,11 @@ def create(outputs: Outputs, spec: Spec) -> WritableSink:
     if spec.compress:
         return _PackedSink(file, spec, cluster, head, kind, level)
     return _PlainSink(file, spec, cluster, head)
+
+
+def room(spec: Spec) -> Room:
+    """Whole clusters, or packed ones."""
+    return Room(unit=0 if spec.compress else spec.get("cluster_size", _CLUSTER))
 
 
 def _l1_entries(size: int, cluster: int) -> int:

@@ -25,8 +25,9 @@ import numpy as np
 
 from ferrotype.block import Source, read
 from ferrotype.errors import DeviceError, FormatError, InvalidImage, UnsupportedError
-from ferrotype.formats import MAX_SIZE, Image
+from ferrotype.formats import MAX_SIZE, Image, plain_room
 from ferrotype.formats.mapped import Kind, MappedSource, Mapping, cells
+from ferrotype.formats.outside import attempt
 from ferrotype.formats.related import Related
 from ferrotype.formats.tables import SECTOR, Table
 from ferrotype.formats.vdi.writer import (
@@ -44,7 +45,9 @@ from ferrotype.formats.vdi.writer import (
 from ferrotype.records import Record, b16, record, u32, u64
 from ferrotype.units import MiB
 
-__all__ = ["OPTIONS", "create", "open", "probe"]
+__all__ = ["OPTIONS", "create", "open", "probe", "room"]
+
+room = plain_room
 
 _UNDO: Final = 3
 _NAMES: Final = {DYNAMIC: "dynamic", FIXED: "fixed", DIFFERENCING: "differencing", _UNDO: "undo"}
@@ -99,7 +102,7 @@ def probe(file: Source) -> bool:
 
 
 def open(file: Source, related: Related) -> Image:
-    """A dynamic or fixed disk, or a differencing one with its parents."""
+    """A dynamic or fixed disk, or a differencing one with its parents.  ``missing``: the parent."""
     disk = _disk(file)
     facts: dict[str, object] = {
         "subformat": _NAMES[disk.kind],
@@ -113,7 +116,16 @@ def open(file: Source, related: Related) -> Image:
     layout = _Blocks(file, disk)
     if disk.kind in (DYNAMIC, FIXED):
         return Image("vdi", MappedSource(file, layout, size, name="VDI"), facts=facts, close=file.close)
-    name, parent = _parent(disk, related)
+    wanted = uuid.UUID(bytes_le=disk.parent)
+    if not wanted.int:
+        raise InvalidImage("a differencing disk without the UUID of its parent", field="uuid_link")
+    facts["parent_id"] = str(wanted)
+    found, missing = attempt(lambda: _parent(wanted, related))
+    if found is None:
+        facts["backing"] = {"name": None, "format": "vdi"}
+        source = MappedSource(file, layout, size, name="VDI")
+        return Image("vdi", source, facts=facts, close=file.close, missing=missing)
+    name, parent = found
     warnings = tuple(f"its parent: {warning}" for warning in parent.warnings)
     if parent.facts["modification_id"] != str(uuid.UUID(bytes_le=disk.parent_modified)):
         warnings += (f"its parent {name} was changed after this differencing disk was made",)
@@ -198,13 +210,10 @@ def _old_disk(data: bytes, version: int) -> _Disk:
 # ---------------------------------------------------------------------- parents
 
 
-def _parent(disk: _Disk, related: Related) -> tuple[str, Image]:
+def _parent(wanted: uuid.UUID, related: Related) -> tuple[str, Image]:
     """The image with the UUID wanted, and its name."""
-    wanted = uuid.UUID(bytes_le=disk.parent)
-    if not wanted.int:
-        raise InvalidImage("a differencing disk without the UUID of its parent", field="uuid_link")
     for name in related.siblings(".vdi", "parent", _MOST_SIBLINGS):
-        if _id_of(name, related) == disk.parent:
+        if _id_of(name, related) == wanted.bytes_le:
             return name, related.image(name, "parent", "vdi")
     raise InvalidImage(
         f"the parent of this differencing disk, {wanted}, is not among the .vdi files beside it; "
@@ -214,7 +223,7 @@ def _parent(disk: _Disk, related: Related) -> tuple[str, Image]:
 
 def _id_of(name: str, related: Related) -> bytes | None:
     try:
-        file = related.file(name, "parent")
+        file = related.file(name, "parent", glance=True)
     except (FormatError, DeviceError):
         return None
     try:

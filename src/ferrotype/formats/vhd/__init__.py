@@ -26,11 +26,12 @@ from numpy.typing import NDArray
 from ferrotype.block import Source, read_exactly
 from ferrotype.block.views import Slice
 from ferrotype.errors import InvalidImage, UnsupportedError
-from ferrotype.formats import MAX_SIZE, Image
+from ferrotype.formats import MAX_SIZE, Image, plain_room
 from ferrotype.formats.mapped import Kept, Kind, MappedSource, Mapping, cells
+from ferrotype.formats.outside import attempt
 from ferrotype.formats.related import Related
 from ferrotype.formats.tables import SECTOR, Table, sector_cells
-from ferrotype.formats.vhd.parents import open_parent
+from ferrotype.formats.vhd.parents import open_parent, parent_names
 from ferrotype.formats.vhd.records import (
     DIFFERENCING,
     EPOCH,
@@ -47,7 +48,9 @@ from ferrotype.formats.vhd.records import (
 from ferrotype.formats.vhd.writer import OPTIONS, create
 from ferrotype.units import MiB
 
-__all__ = ["OPTIONS", "create", "open", "probe"]
+__all__ = ["OPTIONS", "create", "open", "probe", "room"]
+
+room = plain_room
 
 _BY_GEOMETRY: Final = (b"vpc ", b"vs  ", b"qemu")  # creators whose disks have the size of their geometry
 _MAX_BLOCK: Final = 256 * MiB  # bytes; blocks have 512 KiB to a few MiB
@@ -64,7 +67,7 @@ def probe(file: Source) -> bool:
 
 
 def open(file: Source, related: Related) -> Image:
-    """A fixed or dynamic disk, or a differencing one with its parents."""
+    """A fixed or dynamic disk, or a differencing one with its parents.  ``missing``: the parent."""
     found = find_footer(file)
     footer = found.footer
     facts: dict[str, object] = {
@@ -87,13 +90,18 @@ def open(file: Source, related: Related) -> Image:
     if footer.DiskType != DIFFERENCING:
         source = MappedSource(file, layout, size, name="VHD")
         return Image("vhd", source, facts=facts, warnings=warnings, close=file.close)
-    parent = open_parent(file, header, related)
+    facts["backing"] = {"name": layout.parent_name, "format": "vhd"}
+    wanted, names = uuid.UUID(bytes=header.ParentUniqueId), parent_names(file, header)
+    facts["parent_id"] = str(wanted)
+    parent, missing = attempt(lambda: open_parent(wanted, names, related))
+    if parent is None:
+        source = MappedSource(file, layout, size, name="VHD")
+        return Image("vhd", source, facts=facts, warnings=warnings, close=file.close, missing=missing)
 
     def close() -> None:
         parent.close()
         file.close()
 
-    facts["backing"] = {"name": layout.parent_name, "format": "vhd"}
     warnings += tuple(f"its parent: {warning}" for warning in parent.warnings)
     source = MappedSource(file, layout, size, name="VHD", parent=parent.source)
     return Image("vhd", source, facts=facts, warnings=warnings, close=close)

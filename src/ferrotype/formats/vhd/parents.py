@@ -11,7 +11,7 @@ The first of these names counts that leads to a VHD with the parent's unique id.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from ferrotype.block import Source, read
@@ -26,16 +26,15 @@ _RELATIVE, _ABSOLUTE = b"W2ru", b"W2ku"
 _LOCATORS: Final = 8
 
 
-def open_parent(file: Source, header: DynamicHeader, related: Related) -> Image:
-    """The parent of a differencing disk.
+def open_parent(wanted: uuid.UUID, names: Sequence[str], related: Related) -> Image:
+    """The parent of a differencing disk, by its id and the names it may have.
 
     Raises InvalidImage where no name leads to the parent, and NotAllowed where it might be behind one that may not be
     followed.
     """
-    wanted = uuid.UUID(bytes=header.ParentUniqueId)
     tried: list[str] = []
     refused: NotAllowed | None = None
-    for name in parent_names(file, header):
+    for name in names:
         try:
             if not related.exists(name, "parent"):
                 tried.append(f"{name!r} is not there")
@@ -54,7 +53,7 @@ def open_parent(file: Source, header: DynamicHeader, related: Related) -> Image:
 
 def _unique_id(related: Related, name: str) -> uuid.UUID | str:
     """The id of a possible parent, or why it has none; read before it is opened with all of its own chain."""
-    file = related.file(name, "parent")
+    file = related.file(name, "parent", glance=True)
     try:
         return uuid.UUID(bytes=find_footer(file).footer.UniqueId)
     except (FormatError, DeviceError) as error:

@@ -13,6 +13,8 @@ in ``log``; ``writer`` makes files.  Written from [MS-VHDX]; section numbers are
 from __future__ import annotations
 
 import collections.abc
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Final
 
@@ -21,8 +23,9 @@ from numpy.typing import NDArray
 
 from ferrotype.block import Source, Traits, read, read_exactly, read_exactly_into
 from ferrotype.errors import InvalidImage, NotAllowed
-from ferrotype.formats import Image
+from ferrotype.formats import Image, plain_room
 from ferrotype.formats.mapped import Kept, Kind, MappedSource, Mapping, cells
+from ferrotype.formats.outside import attempt
 from ferrotype.formats.related import Related
 from ferrotype.formats.vhdx.log import replay
 from ferrotype.formats.vhdx.metadata import Metadata, disk_metadata
@@ -31,7 +34,9 @@ from ferrotype.formats.vhdx.writer import OPTIONS, create
 from ferrotype.job import Job
 from ferrotype.units import KiB, MiB
 
-__all__ = ["OPTIONS", "create", "open", "probe"]
+__all__ = ["OPTIONS", "create", "open", "probe", "room"]
+
+room = plain_room
 
 Entries = NDArray[np.uint64]
 LocatorTexts = collections.abc.Mapping[str, str]
@@ -40,6 +45,7 @@ _PAGE: Final = 32 * KiB  # payload blocks whose BAT entries are read at a time
 _BAT_KEPT: Final = 16 * MiB  # bytes of BAT pages
 _BITMAPS_KEPT: Final = 16 * MiB  # bytes of sector bitmap blocks
 _OFFSET: Final = np.uint64(~0xFFFFF & (1 << 64) - 1)  # of an entry: FileOffsetMB is in place as bytes already
+_SPARE: Final = np.uint64(0xFFFF8)  # of an entry: Reserved
 
 _BITMAP_PRESENT: Final = 6  # section 2.5.1.2
 _RESERVED, _PARTIALLY = 255, 254
@@ -55,25 +61,28 @@ def probe(file: Source) -> bool:
 
 
 def open(file: Source, related: Related) -> Image:
-    """The disk, over its parents where it has some; changes that are only in the log are replayed in memory."""
+    """The disk, over its parents where it has some; changes that are only in the log are replayed in memory.
+
+    ``missing``: the parent.
+    """
     identifier = FileIdentifier.unpack(read_exactly(file, 0, FileIdentifier.SIZE, "file identifier"))
     if identifier.Signature != b"vhdxfile":
         raise InvalidImage("this is no VHDX file", offset=0, field="Signature")
     header, remarks = current_header(file)
     dirty = any(header.LogGuid)
-    replayed = replay(file, header) if dirty else None
-    if replayed is not None:
+    content = file
+    if dirty:
+        content = replayed = replay(file, header)
         remarks.append(
             f"it was not closed properly: {replayed.changes} changes of its log were made in memory, not in the file"
         )
-    elif dirty:
-        remarks.append("it was not closed properly, and nothing in its log is whole: its last changes may be missing")
-    content = replayed or file
     places, spoilt = regions(content, header)
     metadata = disk_metadata(content, places["metadata"])
     blocks = Blocks(content, metadata, places)
     with ExitStack() as stack:
-        name, parent = _parent(metadata.parent, related)
+        names, linkage = _named(metadata.parent) if metadata.parent is not None else ([], set[str]())
+        found, missing = attempt(lambda: _parent(names, linkage, metadata, related)) if names else (None, None)
+        name, parent = found or ("".join(names[:1]), None)
         if parent is not None:
             stack.callback(parent.close)
         disk = MappedSource(
@@ -89,9 +98,9 @@ def open(file: Source, related: Related) -> Image:
             "vhdx",
             disk,
             facts={
-                "subformat": "differencing" if parent else "fixed" if metadata.fixed else "dynamic",
+                "subformat": "differencing" if names else "fixed" if metadata.fixed else "dynamic",
                 "unit": metadata.block_size,
-                "backing": {"name": name, "format": "vhdx"} if parent else None,
+                "backing": {"name": name, "format": "vhdx"} if names else None,
                 "dirty": dirty,
                 "corrupt": False,
                 "logical_sector_size": metadata.logical_sector,
@@ -107,27 +116,44 @@ def open(file: Source, related: Related) -> Image:
             ),
             check=lambda job: [*remarks, *spoilt, *blocks.damages(job)],
             close=stack.pop_all().close,
+            missing=missing,
         )
 
 
 # ---------------------------------------------------------------------- the parent
 
 
-def _parent(locator: LocatorTexts | None, related: Related) -> tuple[str, Image | None]:
-    """The parent and its name, where there is one: section 2.6.2.6.3."""
-    if locator is None:
-        return "", None
-    linkage = {_guid_of(locator, key) for key in ("parent_linkage", "parent_linkage2") if key in locator}
-    if not linkage:
+def _named(locator: LocatorTexts) -> tuple[list[str], set[str]]:
+    """The names that the parent may have, the likeliest first, and the ids that its data may: section 2.6.2.6.3."""
+    if "parent_linkage" not in locator:
         raise InvalidImage("the parent locator names no parent", field="parent_linkage")
-    name = _parent_name(locator, related)
+    linkage = {_guid_of(locator, key) for key in ("parent_linkage", "parent_linkage2") if key in locator}
+    paths = [locator.get(key, "") for key in ("relative_path", "volume_path", "absolute_win32_path")]  # in this order
+    names = [_folders(paths[0])]
+    names += [paths[2]] if paths[2].startswith("/") else []  # of a maker that is no Windows
+    names += [_folders(path).rsplit("/", 1)[-1] for path in paths]
+    names = [name for name in dict.fromkeys(names) if name not in ("", ".", "..")]
+    if not names:
+        raise InvalidImage("the parent locator names no file", field="relative_path")
+    return names, linkage
+
+
+def _parent(names: Sequence[str], linkage: set[str], child: Metadata, related: Related) -> tuple[str, Image]:
+    """The name that leads to the parent, and the parent: sections 2.6.2.4 and 2.6.2.6.3."""
+    name = _name_there(names, related)
     parent = related.image(name, "parent", "vhdx")
-    found = parent.facts["data_write_guid"]
+    found, sector = parent.facts["data_write_guid"], parent.facts["logical_sector_size"]
     if found not in linkage:
         parent.close()
         raise InvalidImage(
             f"the parent {name!r} is not what it was when this image was made on it: its data has the id {found}",
             field="parent_linkage",
+        )
+    if sector != child.logical_sector:
+        parent.close()
+        raise InvalidImage(
+            f"the parent {name!r} has sectors of {sector} bytes, and this image of {child.logical_sector}",
+            field="LogicalSectorSize",
         )
     return name, parent
 
@@ -139,15 +165,8 @@ def _guid_of(locator: LocatorTexts, key: str) -> str:
     return text
 
 
-def _parent_name(locator: LocatorTexts, related: Related) -> str:
+def _name_there(names: Sequence[str], related: Related) -> str:
     """The name by which the parent is there: by its path from here, by its absolute path, or beside this image."""
-    relative, absolute = locator.get("relative_path", ""), locator.get("absolute_win32_path", "")
-    names = [_folders(relative)]
-    names += [absolute] if absolute.startswith("/") else []  # of a maker that is no Windows
-    names += [_folders(path).rsplit("/", 1)[-1] for path in (relative, absolute)]
-    names = [name for name in dict.fromkeys(names) if name not in ("", ".", "..")]
-    if not names:
-        raise InvalidImage("the parent locator names no file", field="relative_path")
     refused: NotAllowed | None = None
     for name in names:
         try:
@@ -180,7 +199,8 @@ class Blocks:
                 field="BAT",
             )
         self._file, self._metadata, self._bat = file, metadata, bat
-        self._used = sorted(places.values(), key=lambda region: region.start)
+        self._used = sorted((region for region in places.values() if region.length), key=lambda region: region.start)
+        self._starts, self._ends = [region.start for region in self._used], [region.end for region in self._used]
         self._ratio = metadata.chunk_ratio
         self._distinct = False  # known of partially present blocks
         self._pages: Kept[int, Entries] = Kept(_BAT_KEPT, lambda page: page.nbytes)
@@ -210,8 +230,7 @@ class Blocks:
         if kind in (Kind.HOLE, Kind.ZERO):
             return Mapping.uniform(offset, length, Kind(kind))
         size = self._metadata.block_size
-        overlaps = any(place < region.end and region.start < place + size for region in self._used)
-        if kind != Kind.STORED or overlaps or place + size > self._file.size:
+        if kind != Kind.STORED or place + size > self._file.size or self._under(place, size):
             return None
         return Mapping.uniform(offset, length, Kind.STORED, place + offset % size)
 
@@ -249,10 +268,17 @@ class Blocks:
         if first + len(places) == self._metadata.blocks:
             length[-1] = self._metadata.size - (self._metadata.blocks - 1) * size
         self._refuse(first, stored & (places + length > self._file.size), "lies behind the end of the file")
-        for region in self._used:
-            overlaps = stored & (places < region.end) & (places + size > region.start)
+        following = np.searchsorted(self._ends, places, "right")  # the first region that ends behind a block's start
+        overlaps = stored & (following < np.searchsorted(self._starts, places + size, "left"))
+        if overlaps.any():
+            region = self._used[int(following[overlaps.argmax()])]
             self._refuse(first, overlaps, f"overlaps the {region.name}")
         return places
+
+    def _under(self, place: int, length: int) -> Region | None:
+        """The region that a range of the file overlaps."""
+        following = bisect_right(self._ends, place)
+        return self._used[following] if following < bisect_left(self._starts, place + length) else None
 
     def _refuse(self, first: int, bad: NDArray[np.bool_], what: str) -> None:
         if bad.any():
@@ -309,9 +335,9 @@ class Blocks:
         place = entry & int(_OFFSET)
         if entry & 7 != _BITMAP_PRESENT:
             raise InvalidImage("blocks are partially present and have no sector bitmap", offset=at, field="BAT entry")
-        for region in self._used:
-            if place < region.end and region.start < place + MiB:
-                raise InvalidImage(f"a sector bitmap overlaps the {region.name}", offset=at, field="BAT entry")
+        region = self._under(place, MiB)
+        if region is not None:
+            raise InvalidImage(f"a sector bitmap overlaps the {region.name}", offset=at, field="BAT entry")
         return np.frombuffer(read_exactly(self._file, place, MiB, "sector bitmap"), np.uint8)
 
     # ------------------------------------------------------------------ proving
@@ -325,6 +351,8 @@ class Blocks:
             count = min(_PAGE, blocks - first)
             entries = self._entries(first, first + count)
             kinds = _KINDS[(entries & 7).astype(np.intp)]
+            if (entries & _SPARE).any():
+                found.append(f"entries of blocks between {first} and {first + count - 1} have bits that mean nothing")
             try:
                 places = np.sort(self._places(first, entries, kinds)[(kinds == Kind.STORED) | (kinds == _PARTIALLY)])
                 if (np.diff(places) < size).any():

@@ -10,7 +10,10 @@
                     bytes are in the descriptor
 
 Entries that follow each other with ascending numbers are a sequence; it is valid where it holds the tail that its
-last entry names, and the valid one with the highest number is in force: [MS-VHDX] section 2.3.
+last entry names, and the valid one with the highest number is in force: [MS-VHDX] section 2.3.  Two rules are not
+enforced, where what others write breaks them and the checksum proves it meant: file sizes are whole MiB (qemu states
+the file's size as it is), and no sectors stand behind those that the descriptors need (entries may be aligned to more
+than 4 KiB).
 """
 
 from __future__ import annotations
@@ -57,7 +60,7 @@ class LogEntry(Record):
     LastFileOffset: u64
 
 
-# Sections 2.3.1.2 and 2.3.1.3 in one: ``Length`` is ZeroLength or LeadingBytes, ``Bytes`` TrailingBytes
+# Sections 2.3.1.2 and 2.3.1.3 in one: ``Length`` is ZeroLength or LeadingBytes, ``Bytes`` Reserved or TrailingBytes
 _DESCRIPTOR: Final = np.dtype(
     [("Signature", "<u4"), ("Bytes", "<u4"), ("Length", "<u8"), ("FileOffset", "<u8"), ("SequenceNumber", "<u8")]
 )
@@ -75,10 +78,11 @@ class _Entry:
     data: Sectors
 
 
-def replay(file: Source, header: Header) -> Replayed | None:
-    """The file as it is after its log was replayed; None where the log says nothing of it.
+def replay(file: Source, header: Header) -> Replayed:
+    """The file as it is after its log was replayed.
 
-    Raises InvalidImage where the file has lost what it had when the log was written.
+    Raises InvalidImage where the log has no valid sequence, which no log in use is without, or where the file has
+    lost what it had when the log was written: section 2.3.3.
     """
     if header.LogVersion != 0:
         raise UnsupportedError(f"logs of version {header.LogVersion} are unknown", field="LogVersion")
@@ -92,7 +96,11 @@ def replay(file: Source, header: Header) -> Replayed | None:
     read_exactly_into(file, header.LogOffset, ring.reshape(-1).data, "log")
     sequence = _active(_entries(ring, header.LogGuid), len(ring))
     if not sequence:
-        return None
+        raise InvalidImage(
+            "the image was not closed properly, and its log has no whole sequence of changes: it is damaged",
+            offset=header.LogOffset,
+            field="LogGuid",
+        )
     last = sequence[-1].head
     if last.FlushedFileOffset > file.size:
         raise InvalidImage(
@@ -116,7 +124,7 @@ def _entries(ring: Sectors, guid: bytes) -> dict[int, _Entry]:
         count = head.EntryLength // SECTOR
         if head.LogGuid != guid or head.EntryLength % SECTOR or not 1 <= count <= len(ring) or head.Tail % SECTOR:
             continue
-        if headers[start + count] - headers[start] != 1 or head.SequenceNumber == 0:
+        if headers[start + count] - headers[start] != 1 or head.SequenceNumber == 0 or head.Reserved:
             continue
         entry = _entry(ring, start, count, head)
         if entry is not None:
@@ -137,7 +145,10 @@ def _entry(ring: Sectors, start: int, count: int, head: LogEntry) -> _Entry | No
     end = LogEntry.SIZE + head.DescriptorCount * _DESCRIPTOR.itemsize
     descriptors = octets[LogEntry.SIZE : end].view(_DESCRIPTOR)
     held = descriptors["Signature"] == _DESC
-    if not (held | (descriptors["Signature"] == _ZERO)).all():
+    zeros = descriptors["Signature"] == _ZERO
+    if not (held | zeros).all() or (descriptors["FileOffset"] % SECTOR).any():
+        return None
+    if (descriptors["Length"][zeros] % SECTOR).any() or descriptors["Bytes"][zeros].any():
         return None
     if (descriptors["SequenceNumber"] != head.SequenceNumber).any() or leading + held.sum() > count:
         return None
@@ -186,8 +197,6 @@ class Replayed:
         held = descriptors["Signature"] == _DESC
         starts = descriptors["FileOffset"]
         lengths = np.where(held, np.uint64(SECTOR), descriptors["Length"])
-        if (starts % SECTOR).any() or (lengths % SECTOR).any():
-            raise InvalidImage("the log changes what is no whole sector of 4 KiB", field="FileOffset")
         if size > MAX_SIZE or (starts > MAX_SIZE // 2).any() or (lengths > MAX_SIZE // 2).any():
             raise InvalidImage("the log makes the file longer than any file", field="LastFileOffset")
         self.changes = len(descriptors)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Final
 
 from ferrotype.block import Source, read_exactly
@@ -23,6 +24,7 @@ from ferrotype.records import Record, b8, b16, record, u16, u32
 from ferrotype.units import MiB, TiB
 
 MAX_DISK: Final = 64 * TiB
+MAX_USER_ENTRIES: Final = 1024
 
 FILE_PARAMETERS: Final = guid("caa16737-fa36-4d43-b3b6-33f0aa44e76b")  # section 2.6.2
 VIRTUAL_DISK_SIZE: Final = guid("2fa54224-cd1b-4876-b211-5dbed83bf4b8")
@@ -179,7 +181,7 @@ def disk_metadata(file: Source, region: Region) -> Metadata:
 
 
 def _entries(file: Source, region: Region) -> Iterator[tuple[int, MetadataEntry]]:
-    """The entries of known items and where they stand in the file."""
+    """The entries of known items and where they stand in the file.  All of the table is checked: section 2.6.1.2."""
     table = read_exactly(file, region.start, TABLE_SIZE, "metadata table")
     head = MetadataTable.unpack(table)
     if head.Signature != b"metadata":
@@ -188,23 +190,31 @@ def _entries(file: Source, region: Region) -> Iterator[tuple[int, MetadataEntry]
         raise InvalidImage(
             f"the metadata table has {head.EntryCount} entries", offset=region.start + 10, field="EntryCount"
         )
-    seen = set()
+    seen, spans = set(), []
     for number in range(head.EntryCount):
         where = MetadataTable.SIZE + number * MetadataEntry.SIZE
         at, entry = region.start + where, MetadataEntry.unpack(table, where)
-        known = not entry.Flags & IS_USER and (entry.ItemId in _ITEMS or entry.ItemId == PARENT_LOCATOR)
+        user = bool(entry.Flags & IS_USER)
+        known = not user and (entry.ItemId in _ITEMS or entry.ItemId == PARENT_LOCATOR)
         if not known and entry.Flags & IS_REQUIRED:
             raise UnsupportedError(
                 f"the metadata item {guid_text(entry.ItemId)} is required and unknown", offset=at, field="ItemId"
             )
-        if not known:
-            continue
-        if entry.ItemId in seen:
+        if (entry.ItemId, user) in seen:
             raise InvalidImage("a metadata item is listed twice", offset=at, field="ItemId")
-        if entry.Offset < TABLE_SIZE or entry.Offset + entry.Length > region.length or entry.Length > MiB:
-            raise InvalidImage("a metadata item lies outside its region", offset=at + 16, field="Offset")
-        seen.add(entry.ItemId)
-        yield at, entry
+        seen.add((entry.ItemId, user))
+        if entry.Length or entry.Offset:  # else it is there and empty
+            end = entry.Offset + entry.Length
+            if not TABLE_SIZE <= entry.Offset < end <= region.length or entry.Length > MiB:
+                raise InvalidImage("a metadata item lies outside its region", offset=at + 16, field="Offset")
+            spans.append((entry.Offset, end, at))
+        if known:
+            yield at, entry
+    if sum(user for _, user in seen) > MAX_USER_ENTRIES:
+        raise InvalidImage("the metadata table has too many user items", offset=region.start + 10, field="EntryCount")
+    for (_, end, _), (start, _, at) in pairwise(sorted(spans)):
+        if start < end:
+            raise InvalidImage("a metadata item overlaps another one", offset=at + 16, field="Offset")
 
 
 def _locator(file: Source, at: int, length: int) -> dict[str, str]:
@@ -227,9 +237,12 @@ def _locator(file: Source, at: int, length: int) -> dict[str, str]:
 
 
 def _text(item: bytes, start: int, length: int, at: int) -> str:
-    if start + length > len(item) or length == 0:
+    if start + length > len(item) or length == 0 or start == 0:
         raise InvalidImage("a text lies outside the parent locator", offset=at + start, field="ParentLocator")
     try:
-        return item[start : start + length].decode("utf-16-le")
+        text = item[start : start + length].decode("utf-16-le")
     except UnicodeDecodeError:
         raise InvalidImage("a text is no UTF-16", offset=at + start, field="ParentLocator") from None
+    if "\0" in text:
+        raise InvalidImage(f"a text holds a NUL: {text[:80]!r}", offset=at + start, field="ParentLocator")
+    return text

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Final
 
 from ferrotype.block import Source, read, read_exactly
 from ferrotype.errors import InvalidImage, UnsupportedError
+from ferrotype.formats import MAX_SIZE
 from ferrotype.formats.crc32c import crc32c
 from ferrotype.records import Record, b4, b8, b16, record, u16, u32, u64
 from ferrotype.units import KiB, MiB
@@ -144,7 +146,10 @@ class Region:
 
 
 def regions(file: Source, header: Header) -> tuple[dict[str, Region], list[str]]:
-    """The regions ``BAT`` and ``metadata``, the ``log`` and the ``headers``, and what is to be said of them."""
+    """The regions ``BAT`` and ``metadata``, the ``log``, the ``headers``, those that need not be known, and remarks.
+
+    None of them overlap.
+    """
     for number, at in enumerate(REGION_TABLES):
         table = read_exactly(file, at, TABLE_SIZE, "region table")
         if table.startswith(b"regi") and is_sound(table):
@@ -163,30 +168,27 @@ def _checked_regions(file: Source, table: bytes, at: int, header: Header) -> dic
     found = {"headers": Region("headers", 0, MiB), "log": Region("log", header.LogOffset, header.LogLength)}
     for number in range(count):
         where = RegionTable.SIZE + number * RegionEntry.SIZE
-        entry = RegionEntry.unpack(table, where)
-        name = _REGIONS.get(entry.Guid)
-        if name is None:
-            if entry.Required & 1:
-                raise UnsupportedError(
-                    f"the region {guid_text(entry.Guid)} is required and unknown", offset=at + where, field="Guid"
-                )
-            continue
-        if name in found:
-            raise InvalidImage(f"the {name} region is listed twice", offset=at + where, field="Guid")
-        if entry.FileOffset % MiB or entry.Length % MiB or not entry.Length:
-            raise InvalidImage(
-                f"the {name} region does not stand at whole MiB", offset=at + where + 16, field="FileOffset"
-            )
-        if entry.FileOffset + entry.Length > file.size:
-            raise InvalidImage(f"the {name} region lies outside the file", offset=at + where + 16, field="FileOffset")
-        region = Region(name, entry.FileOffset, entry.Length)
-        for other in found.values():
-            if region.start < other.end and other.start < region.end:
-                raise InvalidImage(
-                    f"the {name} region overlaps the {other.name}", offset=at + where + 16, field="FileOffset"
-                )
-        found[name] = region
+        region = _region(file, RegionEntry.unpack(table, where), at + where)
+        if region.name in found:
+            raise InvalidImage(f"the {region.name} is listed twice", offset=at + where, field="Guid")
+        found[region.name] = region
     for name in _REGIONS.values():
         if name not in found:
             raise InvalidImage(f"there is no {name} region", offset=at, field="region table")
+    for one, other in pairwise(sorted((one for one in found.values() if one.length), key=lambda one: one.start)):
+        if other.start < one.end:
+            raise InvalidImage(f"the {one.name} overlaps the {other.name}", offset=at, field="FileOffset")
     return found
+
+
+def _region(file: Source, entry: RegionEntry, at: int) -> Region:
+    """The region of the entry at ``at``.  Where it need not be known, it may lie outside the file."""
+    known = _REGIONS.get(entry.Guid)
+    name = known or f"region {guid_text(entry.Guid)}"
+    if known is None and entry.Required & 1:
+        raise UnsupportedError(f"the {name} is required and unknown", offset=at, field="Guid")
+    if entry.FileOffset % MiB or entry.FileOffset < MiB or entry.Length % MiB or (known and not entry.Length):
+        raise InvalidImage(f"the {name} does not stand at whole MiB", offset=at + 16, field="FileOffset")
+    if entry.FileOffset + entry.Length > (file.size if known else MAX_SIZE):
+        raise InvalidImage(f"the {name} lies outside the file", offset=at + 16, field="FileOffset")
+    return Region(name, entry.FileOffset, entry.Length)

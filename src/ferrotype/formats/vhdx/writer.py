@@ -94,12 +94,15 @@ def create(outputs: Outputs, spec: Spec) -> VhdxSink:
     block = spec.get("block_size", 0) or _usual_block(spec.size)
     if block & (block - 1) or not MiB <= block <= 256 * MiB:
         raise UsageError(f"VHDX blocks have 1, 2, 4 ... 256 MiB, not {block} bytes")
+    physical = spec.get("physical_sector_size", 4096)
+    if physical < sector:
+        raise UsageError(f"physical sectors of {physical} bytes cannot hold logical ones of {sector}")
     metadata = Metadata(
         size=spec.size,
         block_size=block,
         fixed=spec.get("subformat", "dynamic") == "fixed",
         logical_sector=sector,
-        physical_sector=spec.get("physical_sector_size", 4096),
+        physical_sector=physical,
         disk_id=uuid.uuid4().bytes_le,
         parent=None,
     )

@@ -20,19 +20,20 @@ from typing import Final
 
 from ferrotype.block import Source, read
 from ferrotype.block.views import Concat, Slice
-from ferrotype.errors import InvalidImage, UnsupportedError
+from ferrotype.errors import FerrotypeError, InvalidImage, UnsupportedError
 from ferrotype.formats import Image
 from ferrotype.formats.mapped import Kind, MappedSource, Mapping
+from ferrotype.formats.outside import attempt
 from ferrotype.formats.related import Related
 from ferrotype.formats.vmdk.cowd import COWD_MAGIC, open_cowd
 from ferrotype.formats.vmdk.descriptor import MAX_DESCRIPTOR, NO_PARENT, SECTOR, Descriptor, Extent, parse
 from ferrotype.formats.vmdk.sesparse import CONST_MAGIC, open_sesparse
 from ferrotype.formats.vmdk.sparse import MAGIC, Sparse, carried_descriptor, open_hosted
 from ferrotype.formats.vmdk.tables import KeptGrains, keep_grains
-from ferrotype.formats.vmdk.writer import OPTIONS, create
+from ferrotype.formats.vmdk.writer import OPTIONS, create, room
 from ferrotype.job import Job
 
-__all__ = ["OPTIONS", "create", "open", "probe"]
+__all__ = ["OPTIONS", "create", "open", "probe", "room"]
 
 _TEXT: Final = b"# disk descriptorfile"
 _SE_MAGIC: Final = CONST_MAGIC.to_bytes(8, "little")
@@ -64,7 +65,8 @@ def probe(file: Source) -> bool:
 def open(file: Source, related: Related) -> Image:
     """The disk that a descriptor, or the one sparse extent that holds it, describes; and the extent alone.
 
-    Extents and the parent come through ``related``.  Raises UnsupportedError for disks that stand on devices.
+    Extents and the parent come through ``related``; one that cannot be had is ``missing``.  Raises UnsupportedError
+    for disks that stand on devices.
     """
     head = read(file, 0, min(file.size, 8))
     with ExitStack() as stack:
@@ -88,10 +90,11 @@ class _Building:
     related: Related
     stack: ExitStack
     keep: ExitStack = field(default_factory=ExitStack)  # what the image closes
-    files: dict[str, Source] = field(default_factory=dict)
+    files: dict[str, Source | None] = field(default_factory=dict)  # of the extents, by name
     found: list[Sparse] = field(default_factory=list)
     kept: KeptGrains = field(default_factory=keep_grains)
     warnings: list[str] = field(default_factory=list)
+    missing: FerrotypeError | None = None
 
     # ------------------------------------------------------------------ disks
 
@@ -145,19 +148,22 @@ class _Building:
         return Image(
             "vmdk",
             source,
-            facts=self._facts(descriptor, parent),
+            facts=self._facts(descriptor),
             warnings=(*self.warnings, *(f"the parent: {one}" for one in (parent.warnings if parent else ()))),
             check=check if checks else None,
             close=close,
+            missing=self.missing,
         )
 
-    def _facts(self, descriptor: Descriptor | None, parent: Image | None) -> dict[str, object]:
+    def _facts(self, descriptor: Descriptor | None) -> dict[str, object]:
         facts: dict[str, object] = {
             "subformat": descriptor.create_type if descriptor else self.found[0].subformat,
             "encrypted": False,
             "dirty": any(sparse.dirty for sparse in self.found),
-            "backing": {"name": descriptor.parent_hint, "format": "vmdk"} if descriptor and parent else None,
+            "backing": None,
         }
+        if descriptor is not None and descriptor.parent_hint is not None:
+            facts["backing"] = {"name": descriptor.parent_hint, "format": "vmdk"}
         if self.found:
             facts["unit"] = max(sparse.grain for sparse in self.found)
         if any(sparse.compressed for sparse in self.found):
@@ -178,20 +184,27 @@ class _Building:
     # ------------------------------------------------------------------ parents and extents
 
     def _parent(self, descriptor: Descriptor) -> Image | None:
-        """The parent, which must be the one that the disk was made over."""
-        if descriptor.parent_hint is None:
+        """The parent, where there is one and it can be had."""
+        hint = descriptor.parent_hint
+        if hint is None:
             if descriptor.parent_cid != NO_PARENT:
                 raise InvalidImage("the disk has a parent, and does not say which", field="parentFileNameHint")
             return None
-        parent = self.related.image(descriptor.parent_hint, "parent", "vmdk")
-        self.stack.callback(parent.close)
-        cid, wanted = parent.facts.get("cid"), f"{descriptor.parent_cid:08x}"
         if descriptor.parent_cid == NO_PARENT:
-            self.warnings.append(f"the disk does not say which content its parent {descriptor.parent_hint!r} had")
-        elif cid != wanted:
+            self.warnings.append(f"the disk does not say which content its parent {hint!r} had")
+        parent, missing = attempt(lambda: self._with_content(hint, descriptor.parent_cid))
+        self.missing = self.missing or missing
+        return parent
+
+    def _with_content(self, name: str, cid: int) -> Image:
+        """The parent, which must be the one that the disk was made over."""
+        parent = self.related.image(name, "parent", "vmdk")
+        self.stack.callback(parent.close)
+        found, wanted = parent.facts.get("cid"), f"{cid:08x}"
+        if cid != NO_PARENT and found != wanted:
             raise InvalidImage(
-                f"the disk was made over content {wanted}, and its parent {descriptor.parent_hint!r} has content "
-                f"{cid}: it was changed since, and the two no longer belong together",
+                f"the disk was made over content {wanted}, and its parent {name!r} has content "
+                f"{found}: it was changed since, and the two no longer belong together",
                 field="parentCID",
             )
         return parent
@@ -223,11 +236,13 @@ class _Building:
             raise InvalidImage(f"an extent of type {extent.type} names no file")
 
     def _part(self, extent: Extent, start: int, main: Source, parent: Source | None) -> Source:
-        """An extent that begins at byte ``start`` of the disk; ``main`` is the file with the descriptor."""
+        """An extent that begins at byte ``start`` of the disk; ``main`` is the file with the descriptor.
+
+        Of one that is ``missing`` the size is right, and nothing else.
+        """
         name = extent.name
-        if extent.type == "ZERO" or name is None:
+        if extent.type == "ZERO" or name is None or (file := self._file(name)) is None:
             return MappedSource(main, _Nothing(), extent.size, name="VMDK")
-        file = self._file(name)
         if extent.type in ("FLAT", "VMFS"):
             offset = (extent.offset or 0) * SECTOR
             if offset + extent.size > file.size:
@@ -257,11 +272,13 @@ class _Building:
         if sum(sparse.compressed for sparse in self.found) > _MOST_COMPRESSED:
             raise UnsupportedError(f"the disk has more than {_MOST_COMPRESSED} compressed extents")
 
-    def _file(self, name: str) -> Source:
-        """The file of an extent; extents may share one."""
+    def _file(self, name: str) -> Source | None:
+        """The file of an extent, where it can be had; extents may share one."""
         if name not in self.files:
-            self.files[name] = self.related.file(name, "extent")
-            self.stack.callback(self.files[name].close)
+            self.files[name], missing = attempt(lambda: self.related.file(name, "extent"))
+            self.missing = self.missing or missing
+            if (file := self.files[name]) is not None:
+                self.stack.callback(file.close)
         return self.files[name]
 
     def _extent_size(self, extent: Extent, sparse: Sparse) -> int:

@@ -9,6 +9,8 @@ Written from VMware's "Virtual Disk Format 5.0".
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Protocol
@@ -16,18 +18,20 @@ from typing import Final, Protocol
 from ferrotype.block import Traits
 from ferrotype.block.file import FileSink, check_write
 from ferrotype.block.outputs import Outputs
-from ferrotype.errors import UsageError
-from ferrotype.formats import Option, Options, Spec, WritableSink
-from ferrotype.formats.vmdk.descriptor import ADAPTERS, SECTOR, Extent, render
+from ferrotype.errors import FormatError, UsageError
+from ferrotype.formats import Option, Options, Room, Spec, WritableSink
+from ferrotype.formats.related import is_address
+from ferrotype.formats.vmdk.descriptor import ADAPTERS, MAX_DESCRIPTOR, SECTOR, Extent, parse, render
 from ferrotype.formats.vmdk.grains import GRAIN, GrainFile, embedded
 from ferrotype.formats.vmdk.stream import StreamSink
 from ferrotype.units import MiB, TiB
 
-__all__ = ["OPTIONS", "create"]
+__all__ = ["OPTIONS", "create", "room"]
 
 _PART: Final = 2047 * MiB  # bytes of the disk in each extent of a split one, as VMware cuts them
 _MOST_PARTS: Final = 1000  # each is a file that is held open
 _MOST: Final = 64 * TiB
+_DESCRIPTOR: Final = b"# Disk DescriptorFile"
 
 _SUBFORMATS: Final = (
     "monolithicSparse",
@@ -61,15 +65,44 @@ OPTIONS: Final[Options] = {
 }
 
 
+def room(spec: Spec) -> Room:
+    """Grains as they are, or the packed ones of a stream."""
+    return Room(unit=0 if _subformat(spec) == "streamOptimized" else GRAIN)
+
+
+def _subformat(spec: Spec) -> str:
+    return spec.get("subformat", "streamOptimized" if spec.compress else "monolithicSparse")
+
+
 def create(outputs: Outputs, spec: Spec) -> WritableSink:
-    """A VMDK disk; the compressed kind is streamOptimized."""
-    subformat = spec.get("subformat", "streamOptimized" if spec.compress else "monolithicSparse")
+    """A VMDK disk; the compressed kind is streamOptimized.  The extents of a disk that it replaces go with that."""
+    sink = _create(outputs, spec)
+    outputs.supersede(lambda: _former_extents(outputs.path))
+    return sink
+
+
+def _former_extents(path: Path) -> Iterator[Path]:
+    """The files that a descriptor at ``path`` names as its extents, as far as they are called as ours are."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_DESCRIPTOR)
+        extents = parse(data).extents if data.startswith(_DESCRIPTOR) else ()
+    except (OSError, FormatError):
+        return
+    ours = re.compile(re.escape(_stem(path)) + r"-(flat|[fs]\d{3,5})\.vmdk")
+    for name in dict.fromkeys(extent.name or "" for extent in extents):
+        if ours.fullmatch(name) and os.path.lexists(path.with_name(name)):
+            yield path.with_name(name)
+
+
+def _create(outputs: Outputs, spec: Spec) -> WritableSink:
+    subformat = _subformat(spec)
     if spec.compress and subformat != "streamOptimized":
         raise UsageError(f"{subformat} disks are not compressed; streamOptimized ones are")
     if spec.backing is not None:
         raise UsageError("VMDK disks cannot be made over another image")
     if not 0 < spec.size <= _MOST:
-        raise UsageError(f"a VMDK disk has from 1 byte to {_MOST}, not {spec.size}")
+        raise UsageError(f"a VMDK disk has from 1 byte to {_MOST // TiB} TiB, not {spec.size} bytes")
     if subformat == "streamOptimized":
         return StreamSink(outputs, spec)
     main = outputs.create()
@@ -97,7 +130,9 @@ def _part_extents(path: Path, size: int, part: int, *, flat: bool, split: bool) 
     count = -(-size // part)
     if count > _MOST_PARTS:
         raise UsageError(f"{count} parts are too many; a split disk may have {_MOST_PARTS}")
-    stem = path.name[: -len(".vmdk")] if path.name.lower().endswith(".vmdk") else path.name
+    stem = _stem(path)
+    if is_address(stem):
+        raise UsageError(f"the parts of {path.name!r} would pass for addresses; choose a name without a colon")
     extents = []
     for number in range(count):
         ending = f"{'f' if flat else 's'}{number + 1:03}" if split else "flat"
@@ -105,6 +140,10 @@ def _part_extents(path: Path, size: int, part: int, *, flat: bool, split: bool) 
         kind = "FLAT" if flat else "SPARSE"
         extents.append(Extent("RW", sectors, kind, f"{stem}-{ending}.vmdk", 0 if flat else None))
     return extents
+
+
+def _stem(path: Path) -> str:
+    return path.name[: -len(".vmdk")] if path.name.lower().endswith(".vmdk") else path.name
 
 
 # ---------------------------------------------------------------------- files

@@ -312,6 +312,8 @@ def _check(header: Header) -> Chunks:
     """Raises InvalidImage or UnsupportedError where the header says what cannot be read."""
     if header.magic == PIPABLE:
         raise UnsupportedError("pipable WIM files are not read; wimlib-imagex export makes it a plain one")
+    if header.magic != MAGIC:
+        raise InvalidImage("this is no WIM file", offset=0, field="magic")
     if header.size < Header.SIZE:
         raise InvalidImage(f"a header of {header.size} bytes", offset=8, field="size")
     if header.flags & (_LZMS | _XPRESS2):
