@@ -426,6 +426,7 @@ LIST = b"<dict><key>resource-fork</key><dict><key>blkx</key><array><dict><key>Da
         (b"", "neither a property list nor"),
         (b"<plist/>", "no block table"),
         (b"not xml", "is no XML"),
+        (b'<?xml version="1.0" encoding="rot13"?><plist/>', "is no XML"),
         (b'<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b "cccc">]><plist>&b;</plist>', "declares entities"),
         (b'<!DOCTYPE a [<!ATTLIST true b CDATA "cccc">]><plist><true/></plist>', "declares entities"),
         (b"<plist>" + LIST + b"<data>!</data></dict></array></dict></dict></plist>", "is cut short"),

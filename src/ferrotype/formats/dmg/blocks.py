@@ -132,7 +132,7 @@ class _PropertyList:
     def feed(self, piece: bytes, *, last: bool = False) -> None:
         try:
             self._parser.Parse(piece, last)
-        except (expat.ExpatError, ValueError) as error:
+        except (expat.ExpatError, ValueError, LookupError) as error:  # the last: encodings that nobody knows
             raise InvalidImage(f"the property list is no XML: {error}", field="XML") from None
 
     def _start(self, tag: str, _: dict[str, str]) -> None:
