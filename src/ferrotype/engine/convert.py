@@ -1,7 +1,7 @@
 """Convert: source -> batches of whole units -> workers read and drop zeros, pack where it takes work -> image.
 
     extents       known zeros are never read
-    batches       a few MiB, cut at multiples of the sink's unit
+    batches       4 MiB, cut at multiples of the sink's unit
     workers       read, and look for zeros; a ``Packer`` is given whole batches to pack instead
     in order      one thread writes, or puts what was packed
 
@@ -34,7 +34,7 @@ from ferrotype.units import KiB, MiB
 
 __all__ = ["Converted", "copy"]
 
-_BATCH: Final = 2 * MiB  # bytes of the disk a worker takes at a time, or one unit where that is larger
+_BATCH: Final = 4 * MiB  # bytes of the disk a worker takes at a time, or one unit where that is larger
 _GRAIN: Final = 16 * KiB  # zeros are looked for in pieces of it where the sink's unit says nothing
 _GAP: Final = 32  # batches of known zeros that an ordered sink is told of at a time
 _ZEROED: Final = 256 * MiB  # bytes of a device that are zeroed at a time
