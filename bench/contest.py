@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from jobs import Job, Rival
-from measure import CommandError, Sample, shell, timed
+from measure import CommandError, Sample, allocated, shell, timed, warm
 from programs import Step
 from workspace import Workspace, empty
 
@@ -33,7 +33,7 @@ class Rules:
 
 
 def hold(job: Job, space: Workspace, rules: Rules) -> list[Row]:
-    """All pairs of a job: A B A B with the first rival, then with the next.  A row that failed says why."""
+    """All pairs of a job: A B B A with the first rival, then with the next.  A row that failed says why."""
     contest = Contest(job, space, rules)
     rows = []
     for rival in job.rivals or (None,):
@@ -68,7 +68,8 @@ class Contest:
         try:
             pairs = min(self.rules.repetitions, (rival and rival.most_pairs) or self.rules.repetitions)
             for turn in range(1, pairs + 1):
-                samples = [self.once(step) for step in steps]
+                samples = [self.once(step) for step in (steps if turn % 2 else reversed(steps))]
+                samples = samples if turn % 2 else samples[::-1]
                 row.ours.append(samples[0])
                 row.theirs += samples[1:]
                 times = ", ".join(f"{s.name} {t.wall:.2f} s" for s, t in zip(steps, samples, strict=True))
@@ -91,6 +92,7 @@ class Contest:
                 self.placed.add(step.name)
         if step.reset:
             shell(step.reset.format(**names))
+        warm(allocated(space.source))
         sample, said = timed(step.run.format(**names), Path(step.result.format(**names)), space.fast / "said")
         if step.says:
             own = json.loads(said)
