@@ -15,6 +15,7 @@ import contextlib
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
@@ -71,6 +72,7 @@ class _Call(Generic[T]):
         self.results: list[T] = []
 
     def make(self) -> None:
+        self.last = time.monotonic()  # it may have waited for its turn
         try:
             self.results.append(self._work(self._beat))
         except BaseException as error:  # noqa: BLE001  it is the caller's
@@ -117,6 +119,8 @@ class Storage:
         self._promise = promise
         self._idle: list[_Hand] = []
         self._stuck: list[_Call[Any]] = []
+        self._line: _Hand | None = None  # makes the calls of ``behind``
+        self._pending: deque[tuple[_Call[Any], type[DeviceError]]] = deque()  # that were given to it
         self._device = 0  # st_dev of the file system, or the device itself
         self._block: int | None = None  # the block device below, once it was looked for; 0: there is none
 
@@ -140,11 +144,58 @@ class Storage:
         Raises ``error`` once it has not got on for the limit.  ``work`` may return after that: then ``late`` gets its
         result.
         """
+        if self._pending:
+            self.settle()
         if self.lost:
             raise error(self._sentence("does not answer"))
         call = _Call(work, late)
         hand = self._hand()
         hand.calls.put(call)
+        try:
+            self._await(call, error)
+        finally:
+            if not call.abandoned:
+                self._idle.append(hand)
+        if call.error is not None:
+            raise call.error
+        return call.results[0]
+
+    def behind(self, work: Callable[[Beat], None], error: type[DeviceError] = DeviceError) -> None:
+        """Have ``work`` done next, after what was given before; on return all but this one is done.
+
+        So the storage has something to do while its user makes the next call.  What goes wrong, and what ``call``
+        raises besides, is raised by the next call of any kind.  For one thread.
+        """
+        if self.lost:
+            raise error(self._sentence("does not answer"))
+        call = _Call(work, None)
+        if self._line is None:
+            self._line = self._hand()
+        self._line.calls.put(call)
+        self._pending.append((call, error))
+        if len(self._pending) > 1:
+            self._finish_oldest()
+
+    def settle(self) -> None:
+        """All that was given to ``behind`` is done.  Raises what went wrong with it."""
+        while self._pending:
+            self._finish_oldest()
+
+    def _finish_oldest(self) -> None:
+        call, error = self._pending[0]
+        try:
+            self._await(call, error)
+        except BaseException:
+            if call.abandoned:  # and with it what waits behind it
+                self._line = None
+                self._pending.clear()
+            raise
+        self._pending.popleft()
+        if call.error is not None:
+            raise call.error
+
+    def _await(self, call: _Call[Any], error: type[DeviceError]) -> None:
+        """The call has returned, or is abandoned and an error raised."""
         try:
             if not call.done.acquire(timeout=min(_FIRST, self._patience.limit or _FIRST)):
                 self._wait(call, error)
@@ -153,16 +204,13 @@ class Storage:
             if call.abandon():
                 self._stuck.append(call)
                 self._patience.given_up.add(self._device)
-            else:
-                self._idle.append(hand)
             raise
-        self._idle.append(hand)
-        if call.error is not None:
-            raise call.error
-        return call.results[0]
 
     def release(self) -> None:
         """Let the hands go; calls that have not returned are left alone."""
+        if self._line is not None:
+            self._idle.append(self._line)
+            self._line = None
         while self._idle:
             self._idle.pop().calls.put(None)
 

@@ -176,6 +176,7 @@ class FileSink:
         self._temporary = temporary  # None once the file has its final name
         self._replace = replace
         self._flushed = False  # since anything was written last
+        self.behind = False  # whether a write may return while it is under way, see ``write``
         self._storage = Storage(path, patience or Patience(), PROMISE)
         self._storage.on(os.fstat(fd).st_dev)
 
@@ -275,6 +276,11 @@ class FileSink:
         self._flushed = False
 
     def write(self, offset: int, data: memoryview, /) -> None:
+        """Write ``data``.
+
+        Where ``behind`` was set, by the one thread that writes, it must not change until the next call returned, and
+        that one raises what went wrong.
+        """
         self.write_many(offset, [data])
 
     def write_many(self, offset: int, parts: Sequence[memoryview | bytes], /) -> None:
@@ -283,11 +289,19 @@ class FileSink:
         length = sum(map(len, views))
         check_write(self.path, self._size, offset, length)
         self._flushed = False
-        try:
-            self._storage.call(lambda _: write_fully(self._fd, offset, views), WriteError)
-        except OSError as error:
-            reason = why_not_written(error, self._fd, offset + length, length)
-            raise WriteError(f"{self.path}: writing {length} bytes at {offset} failed: {reason}") from error
+        fd = self._fd
+
+        def write(_: Beat) -> None:
+            try:
+                write_fully(fd, offset, views)
+            except OSError as error:
+                reason = why_not_written(error, fd, offset + length, length)
+                raise WriteError(f"{self.path}: writing {length} bytes at {offset} failed: {reason}") from error
+
+        if self.behind:
+            self._storage.behind(write, WriteError)
+        else:
+            self._storage.call(write, WriteError)
 
     def write_zeros(self, offset: int, length: int, /) -> None:
         check_write(self.path, self._size, offset, length)
@@ -345,6 +359,8 @@ class FileSink:
 
     def close(self) -> None:
         """Let go of the file; one that was created and not committed is removed.  Never waits for stalled storage."""
+        with contextlib.suppress(DeviceError):  # what counts was flushed, or has failed already
+            self._storage.settle()
         temporary, self._temporary = self._temporary, None
         fd, self._fd = self._fd, -1
 

@@ -39,9 +39,19 @@ class Outputs:
     """Makes the files of one output.  ``path`` is the name the user gave."""
 
     def __init__(
-        self, path: Path, *, replace: bool = False, spared: Sequence[Path] = (), patience: Patience | None = None
+        self,
+        path: Path,
+        *,
+        replace: bool = False,
+        spared: Sequence[Path] = (),
+        patience: Patience | None = None,
+        behind: bool = False,
     ) -> None:
-        """With ``replace`` files that exist are replaced, when the new ones are complete; never those ``spared``."""
+        """With ``replace`` files that exist are replaced, when the new ones are complete; never those ``spared``.
+
+        With ``behind`` a single file is written behind (``FileSink.write``); several are not, since a write into one
+        says nothing about the last one into another.
+        """
         self.path = path
         self._replace = replace
         self._spared = spared
@@ -49,6 +59,7 @@ class Outputs:
         self._files: dict[Path, FileSink] = {}  # by their true names, in the order they were made
         self._complete: deque[FileSink] = deque()  # and still open
         self._others: Callable[[], Iterable[Path]] = tuple
+        self._behind = behind
 
     def create(self, path: Path | None = None, size: int = 0, sector_size: int = 512) -> FileSink:
         """A new file of ``size`` zero bytes, which ``FileSink.resize`` may change; the main one without a ``path``.
@@ -63,6 +74,8 @@ class Outputs:
             target, size, sector_size, replace=self._replace and target.exists(), patience=self._patience
         )
         self._files[file.path] = file
+        for one in self._files.values():
+            one.behind = self._behind and len(self._files) == 1
         return file
 
     def done(self, file: FileSink) -> None:

@@ -177,6 +177,7 @@ class _Worker:
         unit = sink.traits.unit
         self._grain = unit if unit >= 4 * KiB else _GRAIN
         self._free: list[memoryview] = []  # buffers of batches that are done
+        self._held: list[memoryview] = []  # of the batch written last: the sink may be storing it still
 
     def __call__(self, batch: _Batch) -> _Done:
         length = batch.end - batch.start
@@ -184,10 +185,10 @@ class _Worker:
         view = buffer[:length]
         read = self._fill(batch, view)
         if self._packer is not None and self._backing is None:
-            pieces = [_Piece(0, length, zero=False)]  # it looks for zeros itself
+            pieces, written = [_Piece(0, length, zero=False)], read  # it looks for zeros itself
         else:
             pieces = self._pieces(batch.start, view)
-        written = sum(piece.end - piece.start for piece in pieces if not piece.zero)
+            written = sum(piece.end - piece.start for piece in pieces if not piece.zero)
         done = _Done(batch.start, batch.end, read, written, pieces, buffer)
         if self._packer is not None:
             pack, at = self._packer.pack, batch.start
@@ -197,11 +198,22 @@ class _Worker:
             ]
             self._give_back(done)
         elif self._sink.traits.concurrent:
-            self.write(done)
+            self._write(done)
+            self._give_back(done)
         return done
 
     def write(self, done: _Done) -> None:
         """Write what is still to be written of a batch."""
+        if any(not piece.zero for piece in done.pieces):
+            self._write(done)
+            if done.buffer is not None:
+                self._free += self._held
+                self._held = [done.buffer]
+        else:
+            self._write(done)
+            self._give_back(done)
+
+    def _write(self, done: _Done) -> None:
         for piece in done.pieces:
             at = done.start + piece.start
             if piece.zero:
@@ -211,7 +223,6 @@ class _Worker:
             elif done.buffer is not None:
                 self._sink.write(at, done.buffer[piece.start : piece.end])
         done.pieces = ()
-        self._give_back(done)
 
     def _fill(self, batch: _Batch, view: memoryview) -> int:
         """Read what is not known to be zero; the bytes read."""

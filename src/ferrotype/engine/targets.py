@@ -67,7 +67,10 @@ def refuse_harm(target: Path, images: Sequence[Path], doing: str = "restored") -
 def open_target(
     path: Path, size: int, sector_size: int, *, in_place: bool, patience: Patience | None = None
 ) -> Iterator[Target]:
-    """A device or an existing file in place, or a new file that takes its name when the block ends well."""
+    """A device or an existing file in place, or a new file that takes its name when the block ends well.
+
+    A file is written behind (``FileSink.write``), so by one thread.
+    """
     if path.is_block_device():
         device = DeviceSink(path, patience=patience)
         source = open_source(path)
@@ -85,11 +88,13 @@ def open_target(
                     f"{path} has {format_size(file.size)}, {format_size(size)} are needed; nothing was written"
                 )
             reader = open_source(path, sector_size=sector_size)
+            file.behind = True
             try:
                 yield Target(file, reader)
             finally:
                 reader.close()
         return
     with FileSink.create(path, size, sector_size, replace=path.exists(), patience=patience) as fresh:
+        fresh.behind = True
         yield Target(fresh, None)
         fresh.commit()

@@ -132,7 +132,11 @@ def write_image(disk: OpenDisk, wanted: NewImage, job: Job) -> Written:
     with (
         _backing(wanted) as (backing, below),
         Outputs(
-            wanted.path, replace=wanted.replace, spared=[*disk.files, *below], patience=wanted.patience
+            wanted.path,
+            replace=wanted.replace,
+            spared=[*disk.files, *below],
+            patience=wanted.patience,
+            behind=True,
         ) as outputs,
     ):
         spec = Spec(source.size, source.traits.sector_size, wanted.compress, wanted.options or {}, backing)

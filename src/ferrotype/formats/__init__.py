@@ -256,7 +256,8 @@ class WritableSink(Sink, Protocol):
     """A disk that is being written into an image.
 
     Writes begin and end at multiples of ``traits.unit``, or at the end of the disk; nothing is written twice.
-    ``write`` and ``write_zeros`` may be called from many threads unless ``traits.ordered`` is set.
+    ``write`` and ``write_zeros`` may be called from many threads unless ``traits.ordered`` is set.  Where the files
+    are written behind (``Outputs``) one thread calls them, and what it gives stays as it is until the next call.
     """
 
     def finish(self) -> None:
