@@ -15,6 +15,7 @@ from ferrotype.block import file as file_module
 from ferrotype.block.file import FileSink
 from ferrotype.block.outputs import Outputs
 from ferrotype.errors import WriteError
+from ferrotype.formats import raw
 from ferrotype.stall import Patience, Storage
 from ferrotype.units import MiB
 from tests.machine import run
@@ -131,3 +132,19 @@ def test_a_conversion_leaves_alone_what_is_being_written(tmp_path: Path, monkeyp
             content = bytearray(48 * MiB)
             disk.read_into(0, memoryview(content))
         assert content == (tmp_path / "a.raw").read_bytes()
+
+
+def test_a_file_that_gets_company_is_settled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts made one after the other: the first is alone until the second is made."""
+    write_fully, first = file_module.write_fully, [1.0]
+
+    def slowly(fd: int, offset: int, parts: Sequence[memoryview]) -> None:
+        time.sleep(first.pop() if first else 0)
+        write_fully(fd, offset, parts)
+
+    monkeypatch.setattr(file_module, "write_fully", slowly)
+    monkeypatch.setattr(raw, "_AT_ONCE", 2)
+    content = os.urandom(48 * MiB)
+    (tmp_path / "a.raw").write_bytes(content)
+    ferrotype.convert(tmp_path / "a.raw", tmp_path / "b", output_format="raw", options={"split": "1MiB"})
+    assert b"".join(part.read_bytes() for part in sorted(tmp_path.glob("b.*"))) == content

@@ -303,6 +303,10 @@ class FileSink:
         else:
             self._storage.call(write, WriteError)
 
+    def settle(self) -> None:
+        """All that was written is in the file, and no write under way.  Raises what went wrong with the last."""
+        self._storage.settle()
+
     def write_zeros(self, offset: int, length: int, /) -> None:
         check_write(self.path, self._size, offset, length)
         self._flushed = False

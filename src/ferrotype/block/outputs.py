@@ -70,12 +70,15 @@ class Outputs:
         if Path(os.path.realpath(target)) in self._files:
             raise Refused(f"{target} would be written twice by one output")
         self._check_spared(target)
+        if len(self._files) == 1:  # it is no longer alone
+            (first,) = self._files.values()
+            first.settle()
+            first.behind = False
         file = FileSink.create(
             target, size, sector_size, replace=self._replace and target.exists(), patience=self._patience
         )
+        file.behind = self._behind and not self._files
         self._files[file.path] = file
-        for one in self._files.values():
-            one.behind = self._behind and len(self._files) == 1
         return file
 
     def done(self, file: FileSink) -> None:
