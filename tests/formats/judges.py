@@ -39,6 +39,15 @@ def opened(path: Path, format: str | None = None, *, allowed: Sequence[Path] = (
         raise
 
 
+def damages_of(path: Path) -> list[str]:
+    """What an image's own checksums say of it."""
+    image = opened(path)
+    assert image.check is not None
+    found = image.check(NullJob())
+    image.close()
+    return found
+
+
 # ---------------------------------------------------------------------- made by qemu
 
 

@@ -22,20 +22,12 @@ from ferrotype.formats.aff4.turtle import Term, parse
 from ferrotype.formats.registry import recognise
 from ferrotype.job import NullJob
 from tests.formats.aff4_files import AFF4, PACKERS, Aff4, ImageStream, Map
-from tests.formats.judges import KiB, MiB, check_reader, opened, random_disk
+from tests.formats.judges import KiB, MiB, check_reader, damages_of, opened, random_disk
 from tests.machine import corpus, unpack
 
 CONTENT = random_disk(700 * KiB + 1234, seed=11)
 STREAM, MAP = "aff4://stream-1", "aff4://map-1"
 IMAGES = [entry for entry in corpus() if entry["format"] == "aff4"]
-
-
-def _checked(path: Path) -> list[str]:
-    image = opened(path)
-    assert image.check is not None
-    damages = image.check(NullJob())
-    image.close()
-    return damages
 
 
 # ---------------------------------------------------------------------- streams
@@ -185,7 +177,7 @@ def test_a_map_is_read_anywhere(tmp_path: Path, seed: int, gap: str) -> None:
     arranged, disk = _arranged(seed, gap)
     path = Aff4([ImageStream(STREAM, CONTENT, "snappy"), arranged], MAP, size=len(disk)).write(tmp_path / "a.aff4")
     check_reader(path, disk, rounds=60, seed=seed)
-    assert _checked(path) == []
+    assert damages_of(path) == []
     image = opened(path)
     assert image.facts["subformat"] == "map"
     assert image.source.extents(0, len(disk)).total(State.ZERO) > 0
@@ -257,10 +249,10 @@ def _striped(folder: Path, *, swapped: bool = False) -> tuple[Path, bytes]:
 def test_the_hash_of_a_striped_image_is_over_those_of_its_maps(tmp_path: Path) -> None:
     """As of the reference images; that of one map alone is another."""
     path, _ = _striped(tmp_path)
-    assert _checked(path) == []
-    assert _checked(tmp_path / "disk_1.aff4") == []
+    assert damages_of(path) == []
+    assert damages_of(tmp_path / "disk_1.aff4") == []
     path, _ = _striped(tmp_path, swapped=True)
-    found = _checked(path)
+    found = damages_of(path)
     assert len(found) == 1
     assert "sha512 over the maps" in found[0]
 
@@ -271,7 +263,7 @@ def test_a_striped_image(tmp_path: Path) -> None:
     Aff4([ImageStream("aff4://x", b"x" * 9999)], "aff4://x", urn="aff4://o").write(tmp_path / "another.aff4")
     check_reader(path, disk, rounds=20)
     check_reader(tmp_path / "disk_1.aff4", disk, rounds=20)
-    assert _checked(path) == []
+    assert damages_of(path) == []
     image = opened(path)
     assert image.facts["volumes"] == 2
     image.close()
@@ -310,7 +302,7 @@ def test_damage_is_found(tmp_path: Path) -> None:
     volume = Aff4([stream, arranged], MAP)
     path = tmp_path / "a.aff4"
     members = volume.members()
-    assert _checked(volume.write(path, members=members)) == []
+    assert damages_of(volume.write(path, members=members)) == []
     for name, words in [
         (f"{STREAM}/00000001", ["md5 of chunk 16", "sha1 of chunk 16", "md5 of the stream", "sha1 of the stream"]),
         (f"{STREAM}/00000002.blockHash.md5", ["md5 of chunk 32"]),
@@ -319,17 +311,17 @@ def test_damage_is_found(tmp_path: Path) -> None:
         broken[name] = b"\xff\xee\xdd" + broken[name][3:]
         volume.parts = []
         volume.turtle = "\n".join(part.turtle(members) for part in (stream, arranged))
-        damages = _checked(volume.write(path, members=broken))
+        damages = damages_of(volume.write(path, members=broken))
         assert all(any(word in damage for damage in damages) for word in words), damages
     broken = dict(members)
     broken[f"{MAP}/map"] = struct.pack("<QQQI", 0, 9999, 6, 0)
-    damages = _checked(volume.write(path, members=broken))
+    damages = damages_of(volume.write(path, members=broken))
     assert [damage.split()[1] for damage in damages] == ["mapPointHash", "mapHash"]
 
 
 def test_the_hash_of_the_disk_is_checked(tmp_path: Path) -> None:
     volume = Aff4([ImageStream(STREAM, CONTENT)], STREAM, hashes={"md5": "00" * 16})
-    assert ["the md5 of the disk" in damage for damage in _checked(volume.write(tmp_path / "a.aff4"))] == [True]
+    assert ["the md5 of the disk" in damage for damage in damages_of(volume.write(tmp_path / "a.aff4"))] == [True]
 
 
 # ---------------------------------------------------------------------- what is refused

@@ -14,7 +14,7 @@ from ferrotype.errors import InvalidImage
 from ferrotype.job import NullJob
 from tests.formats import aff4_files
 from tests.formats.aff4_files import Aff4, ImageStream, Map
-from tests.formats.judges import KiB, MiB, check_reader, opened, random_disk
+from tests.formats.judges import KiB, MiB, check_reader, damages_of, opened, random_disk
 
 CONTENT = random_disk(150 * KiB + 1234, seed=12)
 STREAM, MAP = "aff4://stream-1", "aff4://map-1"
@@ -180,19 +180,11 @@ def hashed(kind: str) -> tuple[Aff4, dict[str, bytes], str]:
     return volume, made, "\n".join(lines)
 
 
-def damages(path: Path) -> list[str]:
-    image = opened(path)
-    assert image.check is not None
-    found = image.check(NullJob())
-    image.close()
-    return found
-
-
 @pytest.mark.parametrize("kind", ["sha256", "sha512"])
 def test_hashes_over_the_map_and_the_lists(tmp_path: Path, kind: str) -> None:
     volume, made, turtle = hashed(kind)
     path, volume.turtle = tmp_path / "a.aff4", turtle
-    assert damages(volume.write(path, members=made)) == []
+    assert damages_of(volume.write(path, members=made)) == []
     for line, words in zip(
         turtle.splitlines(),
         ["list of md5", "list of sha256", "list of blake2b", "mapPointHash", "mapIdxHash", "mapPathHash", "mapHash"]
@@ -202,10 +194,10 @@ def test_hashes_over_the_map_and_the_lists(tmp_path: Path, kind: str) -> None:
         at = line.index('"') + 1
         wrong = line[:at] + ("1" if line[at] == "0" else "0") + line[at + 1 :]
         volume.turtle = turtle.replace(line, wrong)
-        found = damages(volume.write(path, members=made))
+        found = damages_of(volume.write(path, members=made))
         assert words in found[0], line
     volume.turtle = turtle
     for name in ("md5", "blake2b"):
         member = f"{STREAM}/00000001.{name}"
         broken = made | {member: bytes(len(made[member]))}
-        assert f"{name} of chunk 16" in damages(volume.write(path, members=broken))[0]
+        assert f"{name} of chunk 16" in damages_of(volume.write(path, members=broken))[0]
