@@ -114,6 +114,47 @@ def damaged_ext(volume: Volume, folder: Path) -> Path:
     return copy
 
 
+def _spoiled(volume: Volume, folder: Path, *places: int) -> Path:
+    copy = folder / "copy.img"
+    data = bytearray(volume.path.read_bytes())
+    for place in places:
+        data[place] ^= 0xFF
+    copy.write_bytes(data)
+    return copy
+
+
+def spoiled_superblock(volume: Volume, folder: Path) -> Path:
+    """One byte that nothing but the checksum of the superblock covers."""
+    return _spoiled(volume, folder, 1024 + 0x200)
+
+
+def spoiled_boot_sectors(volume: Volume, folder: Path) -> Path:
+    """VolumeLength in both boot regions of an exFAT volume."""
+    return _spoiled(volume, folder, 0x48, 12 * 512 + 0x48)
+
+
+def without_mft(volume: Volume, folder: Path) -> Path:
+    """Both copies of the first records of the $MFT are gone."""
+    copy = folder / "copy.img"
+    data = bytearray(volume.path.read_bytes())
+    cluster = int.from_bytes(data[11:13], "little") * data[13]
+    for field in (48, 56):  # MftStartLcn, Mft2StartLcn
+        at = int.from_bytes(data[field : field + 8], "little") * cluster
+        data[at : at + 4096] = b"\xff" * 4096
+    copy.write_bytes(data)
+    return copy
+
+
+def without_fat(volume: Volume, folder: Path) -> Path:
+    """All that the first FAT begins with is gone."""
+    copy = folder / "copy.img"
+    data = bytearray(volume.path.read_bytes())
+    fat = int.from_bytes(data[14:16], "little") * 512
+    data[fat : fat + 512] = bytes(512)
+    copy.write_bytes(data)
+    return copy
+
+
 def dirty_exfat(volume: Volume, folder: Path) -> Path:
     copy = folder / "copy.img"
     data = bytearray(volume.path.read_bytes())
@@ -139,6 +180,10 @@ KEPT: list[tuple[str, Callable[[Volume, Path], Path]]] = [
     ("ext4", in_use),
     ("ext4", with_error),
     ("ext4", damaged_ext),
+    ("ext4", spoiled_superblock),
+    ("ntfs", without_mft),
+    ("vfat", without_fat),
+    ("exfat", spoiled_boot_sectors),
     ("ntfs", dirty_ntfs),
     ("ntfs", hibernated),
     ("exfat", dirty_exfat),

@@ -162,7 +162,9 @@ def _volume(
     volume = replace(volume, filesystem=found.kind, label=found.label or volume.label, uuid=found.uuid)
     if found.filesystem is None:
         note = found.problem or "ferrotype has no allocation map for it"
-        told.notes.append(f"{volume.title}, {found.kind}, is kept whole: {note}")
+        (told.damage if found.damaged else told.notes).append(
+            f"{volume.title}, {found.kind}, {'is damaged and' if found.damaged else 'is'} kept whole: {note}"
+        )
         return replace(volume, note=note), whole
     facts = found.filesystem.facts
     volume = replace(volume, block_size=facts.block_size, clean=facts.unclean is None)

@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import Final
 
 from ferrotype.block import Source, Traits
-from ferrotype.errors import DeviceError, FormatError
+from ferrotype.errors import DeviceError, FormatError, UnsupportedError
 from ferrotype.extents import ExtentMap
 from ferrotype.filesystems import FileSystem, Module
 from ferrotype.filesystems.signatures import Peek, found, member
@@ -45,6 +45,7 @@ class Identified:
     uuid: str | None
     filesystem: FileSystem | None  # opened; None where the volume has to be imaged whole
     problem: str | None  # why it has to be, for the user
+    damaged: bool = False  # it is of a kind with a reader, which found bytes that contradict it, or none
 
 
 class _Peeked:
@@ -111,7 +112,7 @@ def _open(kind: str, module: Module, source: Source) -> Identified:
     try:
         filesystem = module.open(source)
     except (FormatError, DeviceError) as error:
-        return Identified(kind, None, None, None, str(error))
+        return Identified(kind, None, None, None, str(error), damaged=not isinstance(error, UnsupportedError))
     facts = filesystem.facts
     return Identified(facts.kind, facts.label, facts.uuid, filesystem, None)
 
