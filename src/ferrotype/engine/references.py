@@ -23,6 +23,7 @@ from ferrotype.block.file import FileSource
 from ferrotype.block.views import Slice
 from ferrotype.errors import FormatError, UsageError
 from ferrotype.formats import Image
+from ferrotype.formats.names import no_raw_disk
 from ferrotype.formats.registry import FORMATS, RAW_SUFFIXES, open_file, open_folder, recognise
 from ferrotype.formats.related import Related
 from ferrotype.job import Job
@@ -269,7 +270,10 @@ def _passphrase(secret: Secret | None) -> bytes | None:
 
 
 def _format_of(path: Path, file: Source, access: Access, job: Job) -> str:
-    """Found from the content; whoever controls a raw disk controls its first sector, so a raw suffix must agree."""
+    """Found from the content; whoever controls a raw disk controls its first sector, so a raw suffix must agree.
+
+    Raises FormatError where a file that shows no format is named like one, or is an archive of any name.
+    """
     if access.format is not None:
         return access.format
     found = recognise(file)
@@ -277,6 +281,9 @@ def _format_of(path: Path, file: Source, access: Access, job: Job) -> str:
         raise UsageError(
             f"{path} is named like a raw disk and its content looks like {found}: say --format raw, or {found}"
         )
+    refused = no_raw_disk(path, file) if found is None else None
+    if refused is not None:
+        raise refused
     if found is None and path.suffix.lower() not in RAW_SUFFIXES:
         job.note(f"{path} is read as a raw disk")
     return found or "raw"
