@@ -14,9 +14,11 @@ An encrypted image wants --password-file, --key-file or the passphrase in FERROT
 import argparse
 import base64
 import bisect
+import datetime as dt
 import getpass
 import json
 import os
+import re
 import struct
 import sys
 
@@ -31,6 +33,7 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 BLOCK, RECORDS_AT, RECORD_HEADER = 4096, 12288, 128
 OBJECT, CATALOG, FILLER, OPTIONAL = 1, 2, 3, 0x80
 ZERO_ID, PAGE_IDS = bytes(32), 1024
+EPOCH = dt.datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 
 
 class Damaged(Exception):
@@ -325,7 +328,7 @@ class Image:
                 found.append({**record, "id": name[9:]})
             except (Damaged, ValueError) as error:
                 say(f"{name}: {error}")
-        return sorted(found, key=lambda record: (record["created"], record["id"]))
+        return in_order(found)
 
     def cells(self, page_id, level, first, cells):
         """(cell, chunk id) of what is not zeros below a page (7)."""
@@ -357,6 +360,25 @@ class Image:
                 need(len(plain) >= due, "a chunk is shorter than its place")
                 write(start + cell * size, plain[:due])
         need(at == disk["size"], "regions do not cover the disk")
+
+
+def clock(record):  # microseconds since 1970
+    text = re.sub(r"\.(\d+)", lambda found: "." + found[1][:6].ljust(6, "0"), record["created"].upper())
+    when = dt.datetime.fromisoformat(re.sub("Z$", "+00:00", text))
+    return (when - EPOCH) // dt.timedelta(microseconds=1)
+
+
+def in_order(records):
+    """Snapshots as they were committed, oldest first (8.1)."""
+    known, orders = {record["id"]: record for record in records}, {}
+    for record in records:
+        line = [record]
+        while line[-1].get("order") is None and line[-1].get("parent") in known.keys() - orders.keys():
+            line.append(known[line[-1]["parent"]])
+        for one in reversed(line):
+            least = orders.get(one.get("parent"), -(2**62)) + 1
+            orders[one["id"]] = max(clock(one), least) if one.get("order") is None else one["order"]
+    return sorted(records, key=lambda record: (orders[record["id"]], clock(record), record["id"]))
 
 
 def choose(snapshots, wanted, disk):

@@ -15,7 +15,7 @@ from ferrotype.objects.volumes import Opener, PosixFile
 from ferrotype.repository.chunkmap import MapBuilder
 from ferrotype.repository.keys import Cost, Secret
 from ferrotype.repository.sealing import ZERO_ID
-from ferrotype.repository.snapshots import DiskRecord, Region, Snapshot
+from ferrotype.repository.snapshots import DiskRecord, Region, Snapshot, clock_order
 from ferrotype.repository.source import SnapshotSource
 from ferrotype.repository.store import Repository
 from ferrotype.repository.writer import Writer, open_writer
@@ -83,7 +83,9 @@ def add_disk(
 
 
 def snapshot_of(*disks: DiskRecord, name: str, day: int = 0) -> Snapshot:
-    return Snapshot(created=START + timedelta(days=day), host="here", name=name, disks=disks, unique=name)
+    created = START + timedelta(days=day)
+    order = clock_order(created)
+    return Snapshot(created=created, host="here", name=name, disks=disks, unique=name, order=order)
 
 
 def back_up(repository: Repository, content: bytes, name: str, *, day: int = 0, checkpoint: int = 0) -> Snapshot:

@@ -69,7 +69,7 @@ def command(
             }
             lines = [
                 f"{'keep' if v.kept else 'forget':7}{v.snapshot.id[:8]}  "
-                f"{v.snapshot.created.astimezone():%Y-%m-%d %H:%M:%S}  {v.snapshot.name}"
+                f"{v.snapshot.local_time:%Y-%m-%d %H:%M:%S}  {v.snapshot.name}"
                 + (f"  ({', '.join(v.reasons)})" if v.kept else "")
                 for v in verdicts
             ]

@@ -31,6 +31,7 @@ def command(frame: Frame, image: Path) -> None:
                 "host": snapshot.host,
                 "tags": list(snapshot.tags),
                 "parent": snapshot.parent,
+                "order": snapshot.order,
                 "disks": [
                     {"name": disk.name, "size": disk.size, "sector_size": disk.sector_size} for disk in snapshot.disks
                 ],
@@ -50,7 +51,7 @@ def _drawn(known: Sequence[Snapshot]) -> str:
     rows = [
         [
             snapshot.id[:8],
-            snapshot.created.astimezone().strftime("%Y-%m-%d %H:%M:%S"),
+            snapshot.local_time.strftime("%Y-%m-%d %H:%M:%S"),
             snapshot.name + (f" [{', '.join(snapshot.tags)}]" if snapshot.tags else ""),
             format_size(sum(disk.size for disk in snapshot.disks)),
             format_size(snapshot.statistics.read_bytes),

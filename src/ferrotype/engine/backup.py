@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 
 from ferrotype.engine.batches import BatchSealer, Tally
-from ferrotype.engine.prepare import NamedSource, PreparedDisk, prepare
+from ferrotype.engine.prepare import NamedSource, PreparedDisk, prepare, warn_of_clock
 from ferrotype.engine.space import warn_of_backup
 from ferrotype.extents import Offsets
 from ferrotype.job import Job
 from ferrotype.pipeline import map_ordered
 from ferrotype.repository.chunkmap import MapBuilder
 from ferrotype.repository.sealing import ZERO_ID, ChunkId
-from ferrotype.repository.snapshots import DiskRecord, Region, Snapshot, Statistics
+from ferrotype.repository.snapshots import DiskRecord, Region, Snapshot, Statistics, next_order
 from ferrotype.repository.store import Repository
 from ferrotype.repository.writer import Writer, open_writer
 from ferrotype.units import format_size
@@ -51,10 +51,12 @@ def backup(repository: Repository, sources: Sequence[NamedSource], options: Back
     Raises Cancelled, DeviceError, WriteError ...; what was stored until then is kept for the next backup to use.
     """
     began = time.monotonic()
+    known = repository.snapshots()
     prepared = prepare(
         repository,
         sources,
         job,
+        known=known,
         all_sectors=options.all_sectors,
         exclude_swap_files=options.exclude_swap_files,
     )
@@ -82,9 +84,10 @@ def backup(repository: Repository, sources: Sequence[NamedSource], options: Back
             seconds=round(time.monotonic() - began, 3),
         )
         parents = [disk.parent[0].id for disk in prepared if disk.parent]
+        created = datetime.now(UTC)
         snapshot = writer.commit(
             Snapshot(
-                created=datetime.now(UTC),
+                created=created,
                 host=socket.gethostname(),
                 name=options.name or ", ".join(disk.named.name for disk in prepared),
                 disks=tuple(records),
@@ -93,9 +96,11 @@ def backup(repository: Repository, sources: Sequence[NamedSource], options: Back
                 program=PROGRAM,
                 statistics=statistics,
                 unique=os.urandom(8).hex(),
+                order=next_order(known, created),
             ),
             {disk.named.name: disk.parent[1] for disk in prepared if disk.parent},
         )
+    warn_of_clock(snapshot, known, prepared, job)
     for record in records:
         for start, length in record.unreadable:
             job.warn(f"{record.name}: {length} bytes at {start} could not be read and are kept as zeros")

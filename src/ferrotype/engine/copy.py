@@ -25,7 +25,7 @@ from ferrotype.job import Job
 from ferrotype.repository.chunkmap import PAGE_SIZE
 from ferrotype.repository.sealing import ZERO_ID
 from ferrotype.repository.segments import keys_of
-from ferrotype.repository.snapshots import DiskRecord, Snapshot
+from ferrotype.repository.snapshots import DiskRecord, Snapshot, ordered
 from ferrotype.repository.store import Repository
 from ferrotype.repository.writer import open_writer
 
@@ -74,7 +74,7 @@ def copy(
     pairs = []
     if result.sealed_anew:  # what the target has of other snapshots need not be opened again
         pairs = [(old, there[_identity(old)]) for old in source.snapshots() if _identity(old) in there]
-    for snapshot in sorted({s.id: s for s in snapshots}.values(), key=lambda s: (s.created, s.id)):
+    for snapshot in ordered(snapshots):
         (result.skipped if _identity(snapshot) in there else wanted).append(snapshot)
     job.begin("finding what is to be copied")
     chunks, total = _weigh(source, wanted, target, job, anew=result.sealed_anew)

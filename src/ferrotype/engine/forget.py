@@ -1,5 +1,8 @@
 """Forget snapshots by rule.  A rule keeps the newest snapshot of each of the newest periods that have one.
 
+What is newer is the order of the commits (``repository.snapshots.ordered``), whatever the clock said; which hour or
+day a snapshot belongs to is the clock's.  So every rule keeps the newest one, were it taken in a year long past.
+
 Snapshots of different disks are judged apart, so that a rare backup of one disk does not fall victim to the daily one
 of another.  What no rule keeps is forgotten; without any rule nothing is.
 """
@@ -12,7 +15,7 @@ from datetime import datetime
 from typing import Final
 
 from ferrotype.errors import UsageError
-from ferrotype.repository.snapshots import PREFIX, Snapshot
+from ferrotype.repository.snapshots import PREFIX, Snapshot, ordered
 from ferrotype.repository.store import Repository
 
 
@@ -51,7 +54,7 @@ def _week(when: datetime) -> tuple[int, int]:
 
 
 _PERIODS: Final[tuple[tuple[str, Callable[[datetime], object]], ...]] = (
-    ("hourly", lambda when: (when.date(), when.hour)),
+    ("hourly", lambda when: (when.date(), when.hour, when.utcoffset())),  # an hour that summer time repeats is two
     ("daily", lambda when: when.date()),
     ("weekly", _week),
     ("monthly", lambda when: (when.year, when.month)),
@@ -63,12 +66,13 @@ def judge(known: Sequence[Snapshot], rules: KeepRules) -> list[Verdict]:
     """A verdict for each snapshot, oldest first.  Periods are those of this machine's local time."""
     if not rules.given:
         raise UsageError("give at least one rule, such as --keep-daily 7; without one everything would be forgotten")
+    known = ordered(known)
     reasons: dict[str, list[str]] = {snapshot.id: [] for snapshot in known}
     groups: dict[tuple[object, ...], list[Snapshot]] = {}
     for snapshot in known:
         groups.setdefault(_group(snapshot), []).append(snapshot)
     for group in groups.values():
-        newest_first = sorted(group, key=lambda s: s.created, reverse=True)
+        newest_first = group[::-1]
         for snapshot in newest_first[: rules.last]:
             reasons[snapshot.id].append("last")
         for rule, period_of in _PERIODS:
@@ -76,13 +80,13 @@ def judge(known: Sequence[Snapshot], rules: KeepRules) -> list[Verdict]:
             for snapshot in newest_first:
                 if len(seen) >= getattr(rules, rule):
                     break
-                period = period_of(snapshot.created.astimezone())
+                period = period_of(snapshot.local_time)
                 if period not in seen:
                     seen.add(period)
                     reasons[snapshot.id].append(rule)
         for snapshot in newest_first:
             reasons[snapshot.id] += [f"tag {tag}" for tag in rules.tags if tag in snapshot.tags]
-    return [Verdict(s, tuple(reasons[s.id])) for s in sorted(known, key=lambda s: (s.created, s.id))]
+    return [Verdict(s, tuple(reasons[s.id])) for s in known]
 
 
 def _group(snapshot: Snapshot) -> tuple[object, ...]:

@@ -43,11 +43,15 @@ def prepare(
     *,
     all_sectors: bool = False,
     exclude_swap_files: bool = False,
+    known: Sequence[Snapshot] | None = None,
 ) -> list[PreparedDisk]:
-    """Look at each source and decide what will be read; tells the user what is kept whole and why."""
+    """Look at each source and decide what will be read; tells the user what is kept whole and why.
+
+    ``known`` are the snapshots of the repository, where they were read already.
+    """
     if len({named.name for named in sources}) < len(sources):
         raise UsageError("two sources have the same name; back them up one by one")
-    known = repository.snapshots()
+    known = repository.snapshots() if known is None else known
     prepared = []
     for named in sources:
         job.begin(f"looking at {named.name}")
@@ -63,6 +67,18 @@ def prepare(
         planned = plan(surveyed, chunk_size, all_sectors=all_sectors)
         prepared.append(PreparedDisk(named, surveyed, planned, identity, parent))
     return prepared
+
+
+def warn_of_clock(snapshot: Snapshot, known: Sequence[Snapshot], prepared: Sequence[PreparedDisk], job: Job) -> None:
+    """Say where a new snapshot has an earlier time than those it follows: some clock is wrong."""
+    before = [disk.parent[0] for disk in prepared if disk.parent] or list(known[-1:])
+    newest = max(before, key=lambda s: s.created, default=snapshot)
+    if snapshot.created < newest.created:
+        job.warn(
+            f"the clock says {snapshot.local_time:%Y-%m-%d %H:%M:%S}, which is before the snapshot that this "
+            f"one follows ({newest.id[:8]}, {newest.local_time:%Y-%m-%d %H:%M:%S}): it counts as the newer "
+            "one all the same; set the clock, since the rules of forget take hours and days from it"
+        )
 
 
 # ---------------------------------------------------------------------- which disk it is

@@ -219,7 +219,8 @@ def _snapshots(store: RescueStore, sealer: Sealer, result: SalvageResult) -> lis
             break
         else:
             result.lost_snapshots.append(name.removeprefix(records.PREFIX))
-    return sorted(found, key=lambda one: (one[0].created, one[0].id))
+    frames = {snapshot.id: frame for snapshot, frame in found}
+    return [(snapshot, frames[snapshot.id]) for snapshot in records.ordered(snapshot for snapshot, _ in found)]
 
 
 def _prove(remains: Remains, found: list[tuple[Snapshot, bytes]], config: Config, job: Job, workers: int) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from datetime import datetime
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -21,6 +21,8 @@ _MAX_DISK: Final = 1 << 62
 _LEAST_ROOM: Final = 16 << 20
 _MOST_RATIO: Final = 64
 _MAX_SECTOR: Final = 64 << 10  # bytes
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST_ORDER: Final = (1 << 62) - 1
 _SHORTEST_PREFIX: Final = 4  # characters of a snapshot's id that a user must give
 
 
@@ -84,7 +86,16 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     statistics: Statistics = Statistics()
     unique: str = ""  # makes two otherwise equal snapshots different objects
     version: int = 1
+    order: Annotated[int, msgspec.Meta(ge=-_LAST_ORDER, le=_LAST_ORDER)] | None = None  # see ``ordered``
     id: str = ""
+
+    @property
+    def local_time(self) -> datetime:
+        """When it was taken, in this machine's zone; as it stands where that is beyond what a calendar holds."""
+        try:
+            return self.created.astimezone()
+        except (OverflowError, ValueError, OSError):
+            return self.created
 
     def disk(self, name: str | None = None) -> DiskRecord:
         """The disk of that name; with None, the only one.  Raises UsageError."""
@@ -97,6 +108,41 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
             if disk.name == name:
                 return disk
         raise UsageError(f"snapshot {self.id[:8]} holds no disk {name!r}")
+
+
+def ordered(found: Iterable[Snapshot]) -> list[Snapshot]:
+    """Snapshots in the order in which they were committed, oldest first, each with its ``order``.
+
+    That is a time in microseconds since 1970 that never goes back: the clock's, or, where the clock was behind, one
+    more than that of the newest snapshot the image had.  So it holds after copies, and snapshots of two images that
+    are brought together stand as their clocks say.  One of an older version has none: it stands where its clock
+    says, and always behind its parent.
+    """
+    known = {snapshot.id: snapshot for snapshot in found}
+    orders: dict[str, int] = {}
+    for snapshot in known.values():
+        line = [snapshot]  # of snapshots whose order is not known before that of their parents
+        while (one := line[-1]).order is None and one.parent in known and one.parent not in orders:
+            if len(line) > len(known):
+                break  # parents in a circle; ids are hashes, so nobody can make one
+            line.append(known[one.parent])
+        for one in reversed(line):
+            behind = orders.get(one.parent or "", -_LAST_ORDER)
+            orders[one.id] = max(clock_order(one.created), behind + 1) if one.order is None else one.order
+    placed = [msgspec.structs.replace(one, order=orders[one.id]) for one in known.values()]
+    return sorted(placed, key=lambda s: (s.order, s.created, s.id))
+
+
+def next_order(known: Sequence[Snapshot], created: datetime) -> int:
+    """The order of a snapshot that is committed behind all ``known`` ones, which ``ordered`` gave."""
+    behind = known[-1].order if known else None
+    own = clock_order(created)
+    return own if behind is None else min(max(own, behind + 1), _LAST_ORDER)
+
+
+def clock_order(created: datetime) -> int:
+    """Microseconds since 1970."""
+    return (created - _EPOCH) // timedelta(microseconds=1)
 
 
 class Room:
@@ -148,7 +194,7 @@ def _check(disk: DiskRecord) -> None:
 
 
 def read_snapshots(store: ObjectStore, sealer: Sealer) -> tuple[list[Snapshot], list[str]]:
-    """All that can be read, oldest first; and what is wrong with the others."""
+    """All that can be read, oldest first by ``ordered``; and what is wrong with the others."""
     found: list[Snapshot] = []
     damaged: list[str] = []
     room = Room()
@@ -162,7 +208,7 @@ def read_snapshots(store: ObjectStore, sealer: Sealer) -> tuple[list[Snapshot], 
             found.append(decode(info.name, plain))
         except (CorruptObject, ObjectMissing) as error:
             damaged.append(str(error))
-    return sorted(found, key=lambda s: (s.created, s.id)), damaged
+    return ordered(found), damaged
 
 
 def find_snapshot(known: Iterable[Snapshot], wanted: str) -> Snapshot:
