@@ -292,7 +292,7 @@ def test_a_release_holds_the_specification_and_the_second_reader(tmp_path: Path)
 
 def test_the_second_reader_stands_alone() -> None:
     text = (ROOT / "tools/read_ferro.py").read_text()
-    assert len(text.splitlines()) < 400
+    assert len(text.splitlines()) < 450
     assert not re.search(r"^\s*(import|from)\s+(ferrotype|tests)\b", text, re.MULTILINE)
 
 

@@ -16,6 +16,7 @@ import base64
 import bisect
 import datetime as dt
 import getpass
+import hmac
 import json
 import os
 import re
@@ -34,6 +35,7 @@ BLOCK, RECORDS_AT, RECORD_HEADER = 4096, 12288, 128
 OBJECT, CATALOG, FILLER, OPTIONAL = 1, 2, 3, 0x80
 ZERO_ID, PAGE_IDS = bytes(32), 1024
 EPOCH = dt.datetime.fromisoformat("1970-01-01T00:00:00+00:00")
+LEAST_COSTS = {1: (64, 64), 2: (1 << 14, 1 << 16)}  # version of a key slot: KiB of memory, and KiB times passes
 
 
 class Damaged(Exception):
@@ -188,23 +190,40 @@ def decrypt(key, nonce, sealed, bound):
         raise Damaged("a tag is wrong") from None
 
 
-def unlock(slots, secret, kind):
+def unlock(slots, secret, kind, image):
     """The master key, from the first slot that the passphrase or key file opens (3.2)."""
-    for slot in slots:
-        cost = {"memory": 65536, "passes": 3, "lanes": 4, **slot.get("cost", {})}
-        memory, passes, lanes = cost["memory"], cost["passes"], cost["lanes"]
-        if slot["kind"] != kind or len(cost) > 3:
-            continue
-        if not (passes > 0 and 0 < lanes <= 64 and 8 * lanes <= memory <= 1 << 18 and memory * passes <= 1 << 21):
-            continue
-        salt, nonce, locked = (base64.b64decode(slot[name]) for name in ("salt", "nonce", "locked"))
-        key = Argon2id(salt=salt, length=32, iterations=passes, lanes=lanes, memory_cost=memory).derive(secret)
-        bound = f"ferrotype key slot v1 {slot['id']} {memory} {passes} {lanes}"
+    for name, slot in slots:
         try:
-            return decrypt(key, nonce, locked, bound.encode())
-        except Damaged:
+            if slot["kind"] == kind and name == "key/" + slot["id"]:
+                return unlocked(slot, secret, image)
+        except (Damaged, KeyError, TypeError, ValueError):
             continue
     raise Damaged(f"the {kind} opens none of the key slots")
+
+
+def unlocked(slot, secret, image):
+    version, cost = slot.get("version", 1), {"memory": 65536, "passes": 3, "lanes": 4, **slot.get("cost", {})}
+    memory, passes, lanes = cost["memory"], cost["passes"], cost["lanes"]
+    need(version in (1, 2) and len(cost) == 3, "a key slot of a newer version")
+    need(passes > 0 and 0 < lanes <= 64 and 8 * lanes <= memory <= 1 << 18, "a key slot has impossible costs")
+    least_memory, least_work = LEAST_COSTS[version]
+    need(memory >= least_memory and least_work <= memory * passes <= 1 << 21, "a key slot has impossible costs")
+    fields = [
+        base64.b64decode(slot.get(name, ""), validate=True) for name in ("salt", "nonce", "locked", "commitment")
+    ]
+    need([len(field) for field in fields] == [16, 12, 48, 32 * (version - 1)], "a key slot is damaged")
+    salt, nonce, locked, commitment = fields
+    key = Argon2id(salt=salt, length=32, iterations=passes, lanes=lanes, memory_cost=memory).derive(secret)
+    bound = f"ferrotype key slot v{version} {slot['id']} {memory} {passes} {lanes}"
+    if version == 2:
+        need(slot["image"] == image, "a key slot of another image")
+        committed, key = (
+            blake3.blake3(key, derive_key_context="ferrotype image v1 2026-11 key slot " + use).digest()
+            for use in ("commitment", "encryption")
+        )
+        need(hmac.compare_digest(commitment, committed), "a key slot of another secret")
+        bound += f" {image} {slot['kind']} {clock(slot)} {slot['label']}"
+    return decrypt(key, nonce, locked, bound.encode())
 
 
 class Image:
@@ -217,8 +236,8 @@ class Image:
         need(config.get("version", 1) == 1 and not config.get("features"), "a newer version of the format")
         self.encrypted = config["encryption"] != "none"
         if self.encrypted:
-            slots = [json.loads(self.store.get(name)) for name in self.store.names("key")]
-            master = unlock(slots, secret() if callable(secret) else secret, kind)
+            slots = [(name, json.loads(self.store.get(name))) for name in self.store.names("key")]
+            master = unlock(slots, secret() if callable(secret) else secret, kind, config["id"])
         else:
             master = base64.b64decode(config["master"])
         contexts = ("chunk ids", "object names", "data")

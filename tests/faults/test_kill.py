@@ -30,7 +30,6 @@ from ferrotype.repository.store import Repository
 from ferrotype.units import KiB, MiB
 from tests.cli.program import PROGRAM, TIMEOUT, environment
 from tests.machine import loop, mounted, need, run
-from tests.repository.small import QUICK
 
 ROUNDS = int(os.environ.get("FERROTYPE_KILLS", "12"))  # for each kind of image
 _KILLED = 0.75  # share of the runs; the others come to their end
@@ -85,7 +84,7 @@ def test_the_program_is_killed_at_any_moment(folder: Path, encrypted: bool) -> N
     for word in ("one", "two"):
         (folder / word).write_text(word)
     secret = Secret(b"one") if encrypted else None
-    Repository.create(Container.create(image), secret, chunk_size=16 * KiB, pack_size=MiB, cost=QUICK).close()
+    Repository.create(Container.create(image), secret, chunk_size=16 * KiB, pack_size=MiB).close()
     known = Known(words={"one"} if encrypted else set())
     for number in range(4 * ROUNDS):  # on a fast machine many come to their end before the moment has come
         if number >= ROUNDS and known.killed > ROUNDS // 4:

@@ -268,7 +268,7 @@ def configs() -> tuple[bytes, ...]:
 
 @functools.cache
 def slots() -> tuple[bytes, ...]:
-    return tuple(encode_slot(lock(bytes(32), SECRET, "first", cost)) for cost in (QUICK, Cost(128, 2, 2)))
+    return tuple(encode_slot(lock(bytes(32), SECRET, 32 * "0", "first", cost)) for cost in (QUICK, Cost(128, 2, 2)))
 
 
 def snapshots() -> tuple[bytes, ...]:

@@ -260,11 +260,11 @@ def test_the_work_for_all_key_slots_together_is_bounded(monkeypatch: pytest.Monk
         tried.append(cost)
         return bytes(32)
 
-    slot = lock(bytes(32), SECRET, cost=QUICK)
+    slot = lock(bytes(32), SECRET, 32 * "0", cost=QUICK)
     dear = msgspec.structs.replace(slot, cost=Cost(memory=256 * 1024, passes=8))
     monkeypatch.setattr(keys, "_derive", derive)
     with pytest.raises(KeyRefused, match="more than can be tried"):
-        unlock([dear] * 5000, SECRET)
+        unlock([dear] * 5000, SECRET, 32 * "0")
     assert sum(cost.memory * cost.passes for cost in tried) * KiB <= 32 * GiB
     assert len(tried) == 16
 
@@ -276,7 +276,7 @@ def test_no_slot_is_added_that_would_not_be_tried(monkeypatch: pytest.MonkeyPatc
             repository.add_key(Secret(word), cost=QUICK)
         with pytest.raises(UsageError, match="as many key slots"):
             repository.add_key(Secret(b"fourth"), cost=QUICK)
-        unlock(list(_slots(repository)), Secret(b"third"))
+        unlock(list(_slots(repository)), Secret(b"third"), repository.config.id)
 
 
 def _slots(repository: Repository) -> list[keys.KeySlot]:

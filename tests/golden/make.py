@@ -1,4 +1,4 @@
-"""Make the golden images of the format that this checkout writes:  ``python -m tests.golden.make FOLDER``.
+"""Make the golden images of the format that this checkout writes:  ``python -m tests.golden.make FOLDER [NAME...]``.
 
 To be run once for each version of the format, before its first release; the images are then committed and never made
 again.  What is on their disks follows from seeds, so ``truth.json`` needs no more than hashes.
@@ -11,7 +11,7 @@ import json
 import random
 import sys
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -38,6 +38,7 @@ from tests.repository.small import (
     open_at,
     restored,
     snapshot_of,
+    tiny,
 )
 
 KEY_FILE = Secret(bytes(range(256)), "keyfile")
@@ -71,6 +72,15 @@ def encrypted(path: Path) -> Disks:
         later = changed(content, 6)
         back_up(repository, later, "second", day=1)
     return {"first/sda": content, "second/sda": later}
+
+
+def committed_keys(path: Path) -> Disks:
+    """Key slots of version 2, at the costs of every day."""
+    content = disk_content(15, 15)
+    with tiny(Repository.create(Container.create(path), SECRET, chunk_size=CHUNK)) as repository:
+        back_up(repository, content, "first")
+        repository.add_key(KEY_FILE, "on the stick, ünder the desk")
+    return {"first/sda": content}
 
 
 def split(path: Path) -> Disks:
@@ -126,6 +136,7 @@ def large_map(path: Path) -> Disks:
 MAKERS: dict[str, tuple[Callable[[Path], Disks], tuple[Secret, ...]]] = {
     "plain": (plain, ()),
     "encrypted": (encrypted, (SECRET, KEY_FILE)),
+    "committed_keys": (committed_keys, (SECRET, KEY_FILE)),
     "split": (split, ()),
     "compacted": (compacted, ()),
     "cut": (cut, ()),
@@ -133,10 +144,11 @@ MAKERS: dict[str, tuple[Callable[[Path], Disks], tuple[Secret, ...]]] = {
 }
 
 
-def make(folder: Path) -> None:
-    """All images, and ``truth.json`` that says what is in them."""
+def make(folder: Path, names: Sequence[str] = tuple(MAKERS)) -> None:
+    """The images, and ``truth.json`` that says what is in them."""
     truth: dict[str, Any] = {}
-    for name, (maker, secrets) in MAKERS.items():
+    for name in names:
+        maker, secrets = MAKERS[name]
         path = folder / f"{name}.ferro"
         disks = maker(path)
         with open_at(path, secrets[0] if secrets else None) as repository:
@@ -160,4 +172,4 @@ def _check(repository: Repository, disks: Disks) -> None:
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]))
+    make(Path(sys.argv[1]), sys.argv[2:] or tuple(MAKERS))

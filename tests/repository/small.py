@@ -12,6 +12,7 @@ from ferrotype.block import read
 from ferrotype.objects import ObjectStore
 from ferrotype.objects.container import Container
 from ferrotype.objects.volumes import Opener, PosixFile
+from ferrotype.repository import keys
 from ferrotype.repository.chunkmap import MapBuilder
 from ferrotype.repository.keys import Cost, Secret
 from ferrotype.repository.sealing import ZERO_ID
@@ -23,6 +24,7 @@ from ferrotype.repository.writer import Writer, open_writer
 CHUNK = 4096
 PACK = 12_000  # bytes: three chunks that do not compress
 QUICK = Cost(memory=64, passes=1, lanes=1)
+LEAST, keys.LEAST = keys.LEAST, QUICK  # or opening thousands of images would take hours
 SECRET = Secret(b"correct horse")
 START = datetime(2026, 1, 1, 12, tzinfo=UTC)
 

@@ -146,7 +146,7 @@ def test_keys_open_and_refuse() -> None:
     [Cost(1 << 30, 1, 1), Cost(1 << 16, 1000, 1), Cost(64, 0, 1), Cost(64, 1, 0), Cost(1, 1, 1), Cost(64, 1, -5)],
 )
 def test_absurd_costs_in_a_slot_are_refused_before_they_are_paid(cost: Cost) -> None:
-    slot = msgspec.structs.replace(keys.lock(bytes(32), SECRET, cost=QUICK), cost=cost)
+    slot = msgspec.structs.replace(keys.lock(bytes(32), SECRET, 32 * "0", cost=QUICK), cost=cost)
     with pytest.raises(InvalidImage, match="costs"):
         keys.decode_slot(keys.encode_slot(slot))
 

@@ -18,7 +18,6 @@ from ferrotype.repository.keys import Secret
 from ferrotype.repository.store import Repository
 from ferrotype.units import MiB
 from tests.engine.images import CHUNK, back_up, create, opened
-from tests.repository.small import QUICK
 from tests.work.counting import Work, counting, id_key, object_key
 
 PACK: Final = MiB  # bytes
@@ -48,7 +47,7 @@ def make(image: Path, *sources: Path | Source, secret: Secret | None = None) -> 
     if secret is None:
         create(image, pack_size=PACK)
     else:
-        Repository.create(Container.create(image), secret, chunk_size=CHUNK, pack_size=PACK, cost=QUICK).close()
+        Repository.create(Container.create(image), secret, chunk_size=CHUNK, pack_size=PACK).close()
     for source in sources:
         counted_backup(image, source, secret)
     return image

@@ -170,13 +170,13 @@ def _unlocked(
         chosen = secret(image)
         if chosen is None:
             raise KeyRefused(f"{image} is encrypted: give its passphrase or key file")
-        return heads, config, unlock(slots, chosen)[0]
+        return heads, config, unlock(slots, chosen, config.id)[0]
     raise InvalidImage(f"{image}: {_NO_KEYS}") from problem
 
 
 def _slots(heads: Heads) -> list[KeySlot]:
     found = []
-    for data in heads.slots:
+    for data in heads.slots.values():
         try:
             found.append(decode_slot(data))
         except FormatError:
@@ -192,7 +192,8 @@ def _config(heads: Heads, slots: list[KeySlot]) -> Config:
         if not slots:
             raise
         heads.objects.pop(CONFIG, None)
-        return new_config(master=None, chunk_size=DEFAULT_CHUNK, pack_size=DEFAULT_PACK)
+        known = next((slot.image for slot in slots if slot.image), None)  # which its slots are bound to
+        return new_config(master=None, chunk_size=DEFAULT_CHUNK, pack_size=DEFAULT_PACK, image=known)
 
 
 # ---------------------------------------------------------------------- what is there

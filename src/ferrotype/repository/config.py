@@ -66,10 +66,10 @@ def default_chunk(disk_bytes: int) -> int:
     return size
 
 
-def new_config(*, master: bytes | None, chunk_size: int, pack_size: int) -> Config:
-    """A fresh configuration; ``master`` is given where the image is not encrypted."""
+def new_config(*, master: bytes | None, chunk_size: int, pack_size: int, image: str | None = None) -> Config:
+    """A fresh configuration: ``master`` where the image is not encrypted, ``image`` where its id is known."""
     return Config(
-        id=os.urandom(16).hex(),
+        id=image or os.urandom(16).hex(),
         created=datetime.now(UTC).replace(microsecond=0),
         encryption="aes-256-gcm" if master is None else "none",
         master=None if master is None else b64encode(master).decode("ascii"),

@@ -5,7 +5,7 @@ A slot that is added or removed changes the spare copies, too: they hold all tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 
 from ferrotype.errors import InvalidImage, KeyRefused, UsageError
 from ferrotype.objects import ObjectStore, SpaceReport
@@ -20,12 +20,15 @@ def read_slots(store: ObjectStore) -> list[KeySlot]:
     return decoded_slots(read_heads(store).slots)
 
 
-def decoded_slots(payloads: Iterable[bytes]) -> list[KeySlot]:
-    """Those that can be read, oldest first.  Raises where there are some and none can be read."""
+def decoded_slots(payloads: Mapping[str, bytes]) -> list[KeySlot]:
+    """Those that can be read, by their names, oldest first.  Raises where there are some and none can be read."""
     found, damaged = [], None
-    for data in payloads:
+    for name, data in payloads.items():
         try:
-            found.append(decode_slot(data))
+            slot = decode_slot(data)
+            if KEYS + slot.id != name:  # a copy that would stay where the slot is removed
+                raise InvalidImage(f"the object {name} holds key slot {slot.id}, whose name it does not have")
+            found.append(slot)
         except InvalidImage as error:
             damaged = error
     if damaged is not None and not found:
@@ -33,7 +36,7 @@ def decoded_slots(payloads: Iterable[bytes]) -> list[KeySlot]:
     return sorted(found, key=lambda slot: (slot.created, slot.id))
 
 
-def master_key(config: Config, payloads: Sequence[bytes], secret: Secret | None) -> bytes:
+def master_key(config: Config, payloads: Mapping[str, bytes], secret: Secret | None) -> bytes:
     """What unlocks the repository.
 
     Raises KeyRefused where ``secret`` is missing, wrong, or given for a repository that is not encrypted.
@@ -41,24 +44,24 @@ def master_key(config: Config, payloads: Sequence[bytes], secret: Secret | None)
     if config.encrypted:
         if secret is None:
             raise KeyRefused("the image is encrypted: give its passphrase or key file")
-        return unlock(decoded_slots(payloads), secret)[0]
+        return unlock(decoded_slots(payloads), secret, config.id)[0]
     if secret is not None:
         raise KeyRefused("a passphrase was given, and the image is not encrypted: it may not be the one you mean")
     return config.clear_master
 
 
-def put_slot(store: ObjectStore, master: bytes, secret: Secret, label: str, cost: Cost | None) -> KeySlot:
+def put_slot(store: ObjectStore, master: bytes, secret: Secret, image: str, label: str, cost: Cost | None) -> KeySlot:
     """One more slot, which is durable and copied once the caller sees to it."""
-    slot = lock(master, secret, label, cost)
+    slot = lock(master, secret, image, label, cost)
     store.put(KEYS + slot.id, [encode_slot(slot)])
     return slot
 
 
-def add_slot(store: ObjectStore, master: bytes, secret: Secret, label: str, cost: Cost | None) -> KeySlot:
+def add_slot(store: ObjectStore, master: bytes, secret: Secret, image: str, label: str, cost: Cost | None) -> KeySlot:
     """One more slot, durable.  Raises UsageError where there are as many as can be tried."""
     if sum(slot.cost.work for slot in read_slots(store)) + (cost or Cost()).work > keys.MAX_TRIED:
         raise UsageError("the image has as many key slots as can be tried; remove one with `ferrotype key remove`")
-    slot = put_slot(store, master, secret, label, cost)
+    slot = put_slot(store, master, secret, image, label, cost)
     renew(store)
     store.flush()
     return slot

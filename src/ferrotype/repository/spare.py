@@ -58,8 +58,8 @@ class Heads:
             ) from None
 
     @property
-    def slots(self) -> list[bytes]:
-        return [data for name, data in sorted(self.objects.items()) if name.startswith(KEYS)]
+    def slots(self) -> dict[str, bytes]:
+        return {name: data for name, data in sorted(self.objects.items()) if name.startswith(KEYS)}
 
 
 def read_heads(store: ObjectStore, warn: Callable[[str], None] = lambda _: None) -> Heads:

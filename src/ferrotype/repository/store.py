@@ -110,7 +110,7 @@ class Repository:
         config = new_config(master=None if secret else master, chunk_size=chunk_size, pack_size=pack_size)
         store.put(NAME, [encode_config(config)])
         if secret:
-            put_slot(store, master, secret, "first", cost)
+            put_slot(store, master, secret, config.id, "first", cost)
         store.flush()
         return cls(store, config, Sealer(Keys.derive(master, encrypted=config.encrypted), level), master)
 
@@ -157,7 +157,7 @@ class Repository:
         """One more way to open the repository.  Raises UsageError where it is not encrypted."""
         if not self.config.encrypted:
             raise UsageError("the image is not encrypted; encryption is chosen when an image is created")
-        return add_slot(self.store, self._master, secret, label, cost)
+        return add_slot(self.store, self._master, secret, self.config.id, label, cost)
 
     def remove_key(self, slot_id: str) -> tuple[KeySlot, SpaceReport]:
         """Remove a slot by its id or a unique prefix, and overwrite it where nobody reads the store.
