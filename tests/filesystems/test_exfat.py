@@ -146,6 +146,15 @@ def test_a_fragmented_bitmap_is_followed_through_the_fat(pristine: bytes) -> Non
     assert after.clip(volume.at(far), volume.cluster).total(State.FREE) == 0
 
 
+@pytest.mark.parametrize("more", [1, 512, 100_000])
+def test_a_bitmap_may_be_longer_than_needed(pristine: bytes, more: int) -> None:
+    """Section 7.1.5 asks for a minimum; fsck.exfat and Linux take longer ones."""
+    volume = Patched(pristine)
+    before = volume.open().allocation()
+    struct.pack_into("<Q", volume.data, volume.entry(0x81) + 24, (volume.clusters + 7) // 8 + more)
+    assert volume.open().allocation() == before
+
+
 def test_two_fats_have_two_bitmaps(pristine: bytes) -> None:
     volume = Patched(pristine)
     # make room for a second FAT: the first one is longer than it must be
@@ -227,7 +236,8 @@ def test_contradictions_are_refused(pristine: bytes) -> None:
     volume = Patched(pristine)
     entry = volume.entry(0x81)
     changes: dict[str, tuple[int, bytes]] = {
-        "has": (entry + 24, struct.pack("<Q", (volume.clusters + 7) // 8 + 1)),
+        "are needed": (entry + 24, struct.pack("<Q", (volume.clusters + 7) // 8 - 1)),
+        "bitmap has": (entry + 24, struct.pack("<Q", 1 << 62)),
         "names no": (entry, b"\x01"),
         "marked free": (volume.at(struct.unpack_from("<I", volume.data, entry + 20)[0]), bytes(64)),
     }

@@ -50,7 +50,7 @@ def test_a_name_of_a_further_segment(tmp_path: Path, name: str) -> None:
         content_of(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["disk.xyz", "disk", "disk.2026", "mail.example", "backup.img.bak"])
+@pytest.mark.parametrize("name", ["disk.xyz", "disk", "disk.2026", "mail.example", "backup.img.bak", "esx-flat.vmdk"])
 def test_a_name_that_promises_nothing_is_raw_and_said_so(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(CONTENT)
     assert content_of(tmp_path / name) == (CONTENT, [f"{tmp_path / name} is read as a raw disk"])

@@ -225,8 +225,10 @@ class ExFat:
     def _bitmap_pieces(self, entry: BitmapEntry, root: int) -> list[tuple[int, int]]:
         """(start, length) in bytes of the bitmap, all of them on the volume."""
         size = (self._clusters + 7) // 8
-        if entry.DataLength != size:
-            raise InvalidImage(f"the allocation bitmap has {entry.DataLength} bytes, not {size}", field="DataLength")
+        if not size <= entry.DataLength <= self._clusters * self._cluster:  # section 7.1.5: at least
+            raise InvalidImage(
+                f"the allocation bitmap has {entry.DataLength} bytes where {size} are needed", field="DataLength"
+            )
         pieces: list[tuple[int, int]] = []
         left = size
         for cluster, count in self._chain(entry.FirstCluster, -(-size // self._cluster)):

@@ -75,6 +75,7 @@ FOREIGN: Final = (
 )
 
 _SEGMENT: Final = re.compile(r"\.(ex|lx|e|s|l)(\d\d|[a-z]{2})")  # of EWF images: .E02, .Ex01, .EAB
+_FLAT: Final = re.compile(r".*-flat\.vmdk", re.IGNORECASE | re.DOTALL)  # all of the disk; the descriptor only says so
 _PUT_ASIDE: Final = frozenset((".bak", ".old", ".orig", ".part", ".partial", ".tmp", ".crdownload", ".download"))
 
 
@@ -88,6 +89,8 @@ def no_raw_disk(path: Path, file: Source) -> FormatError | None:
     for foreign in FOREIGN:
         if any(head[offset : offset + len(magic)] == magic for offset, magic in foreign.magics):
             return UnsupportedError(f"{path} is {foreign.what}, and no disk: {foreign.advice}, {way_out}")
+    if _FLAT.fullmatch(path.name):
+        return None
     suffix = _suffix(path)
     for foreign in FOREIGN:
         if suffix in foreign.suffixes.split():

@@ -9,7 +9,7 @@ import contextlib
 import glob
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -20,6 +20,7 @@ from ferrotype.block import Source, read
 from ferrotype.errors import DeviceError, FormatError, UnsupportedError, UsageError
 from ferrotype.formats import Folder, Format, Image, Tree, TreeFormat, Writable
 from ferrotype.formats.related import Related
+from ferrotype.formats.signs import is_vmdk_text, unpadded_tail
 
 __all__ = [
     "ENTRY_POINTS",
@@ -48,6 +49,8 @@ class Row:
     suffixes: tuple[str, ...] = ()
     writable: bool = False
     tree: bool = False  # it holds files and no disk: ``open_tree``
+    trailer: bytes = b""  # how the last 512 bytes begin, whatever zeros stand behind them
+    text: Callable[[bytes], bool] | None = None  # whether these first bytes are those of its texts
 
 
 FORMATS: Final[dict[str, Row]] = {
@@ -57,13 +60,14 @@ FORMATS: Final[dict[str, Row]] = {
     "qed": Row("ferrotype.formats.qed", ((0, b"QED\0"),), (".qed",)),
     "vhdx": Row("ferrotype.formats.vhdx", ((0, b"vhdxfile"),), (".vhdx",), True),
     "vhd": Row(
-        "ferrotype.formats.vhd", ((0, b"conectix"), (-512, b"conectix"), (-511, b"conectix")), (".vhd",), True
+        "ferrotype.formats.vhd", ((0, b"conectix"), (-511, b"conectix")), (".vhd",), True, trailer=b"conectix"
     ),
     "vmdk": Row(
         "ferrotype.formats.vmdk",
-        ((0, b"KDMV"), (0, b"COWD"), (0, b"# Disk DescriptorFile"), (0, b"\xbe\xba\xfe\xca\0\0\0\0")),
+        ((0, b"KDMV"), (0, b"COWD"), (0, b"\xbe\xba\xfe\xca\0\0\0\0")),
         (".vmdk",),
         True,
+        text=is_vmdk_text,
     ),
     "vdi": Row("ferrotype.formats.vdi", ((0x40, b"\x7f\x10\xda\xbe"),), (".vdi",), True),
     "ewf": Row(
@@ -80,8 +84,9 @@ FORMATS: Final[dict[str, Row]] = {
     ),
     "dmg": Row(
         "ferrotype.formats.dmg",
-        ((-512, b"koly"), (0, b"koly"), (0, b"encrcdsa"), (-8, b"cdsaencr"), (0, b"sprs")),
+        ((0, b"koly"), (0, b"encrcdsa"), (-8, b"cdsaencr"), (0, b"sprs")),
         (".dmg",),
+        trailer=b"koly",
     ),
     "aff4": Row("ferrotype.formats.aff4", ((0, b"PK\x03\x04"), (0, b"PK\x05\x06")), (".aff4",)),
     "parallels": Row(
@@ -198,8 +203,13 @@ def _module(name: str) -> Format:
 def _candidates(file: Source) -> Iterator[tuple[str, Format | None]]:
     """The formats whose signs the file shows and that say it is theirs; plug-ins where it shows none."""
     head, tail = read(file, 0, min(file.size, 512)), read(file, max(0, file.size - 512), min(file.size, 512))
+    last = unpadded_tail(file)[1]
     for name, row in FORMATS.items():
-        if not any(_shows(head, tail, offset, magic) for offset, magic in row.magics):
+        if not (
+            any(_shows(head, tail, offset, magic) for offset, magic in row.magics)
+            or (row.trailer and row.trailer in last)
+            or (row.text is not None and row.text(head))
+        ):
             continue
         if not row.module:
             yield name, None

@@ -33,6 +33,7 @@ from ferrotype.formats.dmg.runs import CODECS, DmgLayout
 from ferrotype.formats.mapped import MappedSource
 from ferrotype.formats.outside import attempt
 from ferrotype.formats.related import Related
+from ferrotype.formats.signs import trailer_place
 from ferrotype.records import Record, b4, b16, record, u32, u64
 from ferrotype.units import MiB
 
@@ -137,10 +138,11 @@ def _refusal(file: Source) -> str | None:
 
 
 def _find(file: Source) -> tuple[int, Koly] | None:
-    """The trailer and its place: at the end, or at the start of images that were made so."""
+    """The trailer and its place: at the end but for padding, or at the start of images that were made so."""
     if file.size < Koly.SIZE:
         return None
-    for place in (file.size - Koly.SIZE, 0):
+    padded = trailer_place(file, b"koly")
+    for place in (file.size - Koly.SIZE, *([] if padded is None else [padded]), 0):
         koly = Koly.unpack(read(file, place, Koly.SIZE))
         if koly.signature == b"koly" and koly.header_size == Koly.SIZE:
             return place, koly

@@ -1,6 +1,6 @@
 """VHD, the disks of Virtual PC, Hyper-V and Azure.
 
-fixed      | the disk | footer |
+fixed      | the disk | footer |           zeros behind the footer are padding of who copied the file
 dynamic    | copy of the footer | dynamic disk header | BAT | block | block | ... | footer |
 block      | sector bitmap | data |            the BAT holds the sector where a block begins, or 0xFFFFFFFF
 
@@ -80,7 +80,7 @@ def open(file: Source, related: Related) -> Image:
     if footer.SavedState:
         warnings += ("the disk belongs to a virtual machine in saved state: its file systems were in use",)
     if footer.DiskType == FIXED:
-        size = _fixed_size(file, found)
+        size = _fixed_size(found)
         return Image("vhd", Slice(file, 0, size), facts=facts, warnings=warnings, close=file.close)
     header, header_warnings = _dynamic_header(file, footer)
     warnings += header_warnings
@@ -119,12 +119,12 @@ def _disk_size(footer: Footer) -> int:
     return size
 
 
-def _fixed_size(file: Source, found: FoundFooter) -> int:
+def _fixed_size(found: FoundFooter) -> int:
     size = _disk_size(found.footer)
-    if size > file.size - found.length:
+    if size > found.place:
         raise InvalidImage(
-            f"the disk has {size} bytes, and the file ends after {file.size - found.length} of them",
-            offset=file.size - found.length,
+            f"the disk has {size} bytes, and the file ends after {found.place} of them",
+            offset=found.place,
             field="CurrentSize",
         )
     return size

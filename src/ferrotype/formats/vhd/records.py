@@ -6,6 +6,7 @@ from typing import Annotated, Final, NamedTuple
 
 from ferrotype.block import Source, read
 from ferrotype.errors import InvalidImage, UnsupportedError
+from ferrotype.formats.signs import trailer_place
 from ferrotype.records import Record, b4, b8, b16, record, u8, u16, u32, u64
 
 __all__ = [
@@ -101,17 +102,14 @@ class FoundFooter(NamedTuple):
     """The footer that counts."""
 
     footer: Footer
-    length: int  # bytes at the end of the file that are the footer; 0: there is none
+    place: int  # where it stands; the end of the file where only the copy at the start is there
     warnings: tuple[str, ...]
 
 
 def find_footer(file: Source) -> FoundFooter:
     """The footer at the end; where it is damaged, its copy at the start.  Raises InvalidImage where there is none."""
-    last = _candidate(file, file.size - Footer.SIZE, Footer.SIZE)
-    length = Footer.SIZE if last is not None else 0
-    if last is None and (last := _candidate(file, file.size - _OLD_FOOTER, _OLD_FOOTER)) is not None:
-        length = _OLD_FOOTER
     copy = _candidate(file, 0, Footer.SIZE)
+    place, last = _last(file, copy)
     if last is None and copy is None:
         raise InvalidImage("the file has no VHD footer", offset=max(0, file.size - Footer.SIZE))
     if last is not None and _is_sound(last):
@@ -119,21 +117,37 @@ def find_footer(file: Source) -> FoundFooter:
         warnings = []
         if footer.DiskType != FIXED and last != copy:
             warnings.append("the copy of the footer at the start of the file is damaged or out of date")
-        return _checked(FoundFooter(footer, length, tuple(warnings)))
+        return _checked(FoundFooter(footer, place, tuple(warnings)))
     if copy is not None and _is_sound(copy) and Footer.unpack(copy).DiskType != FIXED:
         warning = "the footer at the end of the file is damaged or missing, its copy at the start was used"
-        return _checked(FoundFooter(Footer.unpack(copy), length, (warning,)))
+        return _checked(FoundFooter(Footer.unpack(copy), place, (warning,)))
     if last is not None and last == copy:  # some program changed both, and forgot to sum them up anew
         warning = "the checksum of the footer and that of its copy are wrong, and both say the same"
-        return _checked(FoundFooter(Footer.unpack(last), length, (warning,)))
-    where = 0 if last is None else file.size - length
+        return _checked(FoundFooter(Footer.unpack(last), place, (warning,)))
+    where = 0 if last is None else place
     raise InvalidImage("the footer has a wrong checksum, and so has its copy, if any", offset=where, field="Checksum")
 
 
 def has_footer(file: Source) -> bool:
     """Whether something like a footer is there, sound or not."""
-    places = ((0, Footer.SIZE), (file.size - Footer.SIZE, Footer.SIZE), (file.size - _OLD_FOOTER, _OLD_FOOTER))
-    return any(_candidate(file, offset, length) is not None for offset, length in places)
+    copy = _candidate(file, 0, Footer.SIZE)
+    return copy is not None or _last(file, copy)[1] is not None
+
+
+def _last(file: Source, copy: bytes | None) -> tuple[int, bytes | None]:
+    """Where the footer at the end stands, and its bytes; the end of the file where there is none.
+
+    One before padding must prove that it is that of the file, not of a VHD that a raw disk has in its last bytes.
+    """
+    for length in (Footer.SIZE, _OLD_FOOTER):
+        if (data := _candidate(file, file.size - length, length)) is not None:
+            return file.size - length, data
+    place = trailer_place(file, _COOKIE)
+    if place is not None and (data := _candidate(file, place, Footer.SIZE)) is not None and _is_sound(data):
+        footer = Footer.unpack(data)
+        if footer.CurrentSize == place if footer.DiskType == FIXED else data == copy:
+            return place, data
+    return file.size, None
 
 
 def _candidate(file: Source, offset: int, length: int) -> bytes | None:

@@ -25,6 +25,8 @@ from ferrotype.formats import Image
 from ferrotype.formats.mapped import Kind, MappedSource, Mapping
 from ferrotype.formats.outside import attempt
 from ferrotype.formats.related import Related
+from ferrotype.formats.signs import is_vmdk_text
+from ferrotype.formats.vmdk.beside import Extents, parent_name
 from ferrotype.formats.vmdk.cowd import COWD_MAGIC, open_cowd
 from ferrotype.formats.vmdk.descriptor import MAX_DESCRIPTOR, NO_PARENT, SECTOR, Descriptor, Extent, parse
 from ferrotype.formats.vmdk.sesparse import CONST_MAGIC, open_sesparse
@@ -35,7 +37,6 @@ from ferrotype.job import Job
 
 __all__ = ["OPTIONS", "create", "open", "probe", "room"]
 
-_TEXT: Final = b"# disk descriptorfile"
 _SE_MAGIC: Final = CONST_MAGIC.to_bytes(8, "little")
 _SPARSE: Final[dict[bytes, Callable[[Source, KeptGrains], Sparse]]] = {
     MAGIC: open_hosted,
@@ -44,14 +45,8 @@ _SPARSE: Final[dict[bytes, Callable[[Source, KeptGrains], Sparse]]] = {
 }
 _MOST_TABLES: Final = 1 << 22  # of all extents; what they take in memory is 16 bytes each
 _MOST_COMPRESSED: Final = 16  # extents, each of which keeps some unpacked grains
-_TYPES: Final = re.compile(
-    r"monolithic(sparse|flat)|(twogb|2gb)maxextent(sparse|flat)|streamoptimized|vmfs|vmfs(sparse|thin|preallocated)|"
-    r"vmfseagerzeroedthick|sesparse|custom",
-    re.IGNORECASE,
-)
-_DEVICES: Final = re.compile(
-    r"fulldevice|partitioneddevice|vmfsraw|vmfsrdmp?|vmfs(passthrough)?rawdevicemap", re.IGNORECASE
-)
+_ON_DEVICES: Final = ("VMFSRDM", "VMFSRDMP", "VMFSRAW")  # types of extents
+_DEVICE: Final = re.compile(r"[\\/]{2}[.?][\\/]")  # how Windows names devices
 
 
 def probe(file: Source) -> bool:
@@ -59,14 +54,14 @@ def probe(file: Source) -> bool:
     head = read(file, 0, min(file.size, SECTOR))
     if head[:4] == _SE_MAGIC[:4]:
         return head[4:8] == _SE_MAGIC[4:]
-    return head[:4] in _SPARSE or head[: len(_TEXT)].lower() == _TEXT
+    return head[:4] in _SPARSE or is_vmdk_text(head)
 
 
 def open(file: Source, related: Related) -> Image:
     """The disk that a descriptor, or the one sparse extent that holds it, describes; and the extent alone.
 
     Extents and the parent come through ``related``; one that cannot be had is ``missing``.  Raises UnsupportedError
-    for disks that stand on devices.
+    for extents that stand on devices.
     """
     head = read(file, 0, min(file.size, 8))
     with ExitStack() as stack:
@@ -95,6 +90,7 @@ class _Building:
     kept: KeptGrains = field(default_factory=keep_grains)
     warnings: list[str] = field(default_factory=list)
     missing: FerrotypeError | None = None
+    beside: Extents | None = None
 
     # ------------------------------------------------------------------ disks
 
@@ -107,7 +103,6 @@ class _Building:
             self.warnings.append("this is an extent without its descriptor: it may be only a part of a disk")
             return self._image(file, None, None, MappedSource(file, sparse.layout, sparse.size, name="VMDK"))
         descriptor = parse(sparse.descriptor)
-        self._check_type(descriptor)
         if len(descriptor.extents) != 1:
             raise UnsupportedError(f"a sparse extent that describes a disk of {len(descriptor.extents)} extents")
         size = self._extent_size(descriptor.extents[0], sparse)
@@ -119,15 +114,16 @@ class _Building:
 
     def described(self, descriptor: Descriptor, file: Source) -> Image:
         """The disk in the extents that a descriptor names."""
-        self._check_type(descriptor)
         for extent in descriptor.extents:
             self._check_extent(extent)
+        self.beside = Extents(self.related, descriptor)
         parent = self._parent(descriptor)
         parts: list[Source] = []
         at = 0
         for extent in descriptor.extents:
             parts.append(self._part(extent, at, file, parent.source if parent is not None else None))
             at += extent.size
+        self.warnings += self.beside.warnings
         return self._image(file, descriptor, parent, parts[0] if len(parts) == 1 else Concat(parts))
 
     def _image(self, file: Source, descriptor: Descriptor | None, parent: Image | None, source: Source) -> Image:
@@ -198,7 +194,7 @@ class _Building:
 
     def _with_content(self, name: str, cid: int) -> Image:
         """The parent, which must be the one that the disk was made over."""
-        parent = self.related.image(name, "parent", "vmdk")
+        parent = self.related.image(parent_name(self.related, name, cid), "parent", "vmdk")
         self.stack.callback(parent.close)
         found, wanted = parent.facts.get("cid"), f"{cid:08x}"
         if cid != NO_PARENT and found != wanted:
@@ -210,19 +206,13 @@ class _Building:
         return parent
 
     @staticmethod
-    def _check_type(descriptor: Descriptor) -> None:
-        kind = descriptor.create_type
-        if _DEVICES.fullmatch(kind):
-            raise UnsupportedError(
-                f"a disk of type {kind!r} stands on a device of its host: read that device instead",
-                field="createType",
-            )
-        if not _TYPES.fullmatch(kind):
-            raise UnsupportedError(f"disks of type {kind[:40]!r} cannot be read", field="createType")
-
-    @staticmethod
     def _check_extent(extent: Extent) -> None:
-        if extent.type in ("VMFSRDM", "VMFSRDMP", "VMFSRAW") or extent.rest:
+        """Extents are judged by what they are, whatever stands behind them or is said of the type of the disk.
+
+        VirtualBox calls any set of FLAT extents fullDevice or partitionedDevice, and some write a partition's UUID
+        and a device's identity behind the offset.
+        """
+        if extent.type in _ON_DEVICES or _DEVICE.match(extent.name or ""):
             raise UnsupportedError(
                 f"an extent of type {extent.type} stands on a device of its host: read that device instead"
             )
@@ -275,11 +265,14 @@ class _Building:
     def _file(self, name: str) -> Source | None:
         """The file of an extent, where it can be had; extents may share one."""
         if name not in self.files:
-            self.files[name], missing = attempt(lambda: self.related.file(name, "extent"))
+            self.files[name], missing = attempt(lambda: self._open_extent(name))
             self.missing = self.missing or missing
             if (file := self.files[name]) is not None:
                 self.stack.callback(file.close)
         return self.files[name]
+
+    def _open_extent(self, name: str) -> Source:
+        return self.related.file(self.beside.name(name) if self.beside is not None else name, "extent")
 
     def _extent_size(self, extent: Extent, sparse: Sparse) -> int:
         """Bytes of the disk in a sparse extent: the line says it, the extent's own capacity may be whole grains."""

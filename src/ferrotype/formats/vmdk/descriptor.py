@@ -1,6 +1,6 @@
 """The descriptor of a VMDK: a text that says what a disk consists of.
 
-    # Disk DescriptorFile
+    # Disk DescriptorFile                  ``signs`` knows the other first lines
     version=1                              header: CID names the content, parentCID the parent's (ffffffff: none)
     CID=fffffffe
     parentCID=ffffffff

@@ -50,6 +50,7 @@ __all__ = [
     "check_tables",
     "checked_shape",
     "directory_of",
+    "embedded_descriptor",
     "open_hosted",
 ]
 
@@ -160,6 +161,11 @@ def carried_descriptor(file: Source) -> bytes | None:
     """The descriptor of a file that begins with ``MAGIC`` and holds nothing else; None where it is an extent."""
     header = SparseExtentHeader.unpack(read_exactly(file, 0, SparseExtentHeader.SIZE, "the header"))
     return _embedded(header, file) if header.capacity == 0 else None
+
+
+def embedded_descriptor(file: Source) -> bytes | None:
+    """The descriptor in a file that begins with ``MAGIC``, where it has one."""
+    return _embedded(SparseExtentHeader.unpack(read_exactly(file, 0, SparseExtentHeader.SIZE, "the header")), file)
 
 
 def _check_header(header: SparseExtentHeader, file: Source) -> None:
