@@ -107,13 +107,14 @@ def loop_info(fd: int) -> LoopInfo64:
     return LoopInfo64.unpack(fcntl.ioctl(fd, LOOP_GET_STATUS64, bytes(LoopInfo64.SIZE)))
 
 
-# ---------------------------------------------------------------------- zeroing and renaming
+# ---------------------------------------------------------------------- zeroing, renaming, times of birth
 
 _KEEP_SIZE: Final = 0x01
 _PUNCH_HOLE: Final = 0x02
 _ZERO_RANGE: Final = 0x10
 _RENAME_NOREPLACE: Final = 1
 _AT_FDCWD: Final = -100
+_STATX_BTIME: Final = 0x800
 
 _UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOTTY, errno.ENODEV})
 
@@ -165,6 +166,18 @@ def zero_out(fd: int, offset: int, length: int) -> bool:
             return False
         raise
     return True
+
+
+def born(path: str | os.PathLike[str]) -> int | None:
+    """When a file was made, nanoseconds since 1970; None where the system or the file system does not say (statx)."""
+    libc = _libc()
+    if not hasattr(libc, "statx"):
+        return None
+    found = ctypes.create_string_buffer(256)
+    if libc.statx(_AT_FDCWD, os.fsencode(path), 0, _STATX_BTIME, found) != 0:
+        return None
+    mask, seconds, nanoseconds = struct.unpack_from("=I76xqI", found)
+    return seconds * 10**9 + nanoseconds if mask & _STATX_BTIME else None
 
 
 def rename_new(old: str | os.PathLike[str], new: str | os.PathLike[str]) -> None:

@@ -310,6 +310,18 @@ def disks() -> tuple[Disk, ...]:
     return tuple(_disk(folder, mounted) for folder in folders if _is_disk(folder))
 
 
+def hardware_of(path: Path) -> tuple[Disk, int] | None:
+    """The disk that a device is, or is a partition of, and the partition's number, or 0."""
+    real = path.resolve()
+    for disk in disks():
+        if disk.path.resolve() == real:
+            return disk, 0
+        for partition in disk.partitions:
+            if partition.path.resolve() == real:
+                return disk, partition.number
+    return None
+
+
 def _is_disk(folder: Path) -> bool:
     if not sysfs.count(folder / "size") or sysfs.count(folder / "hidden") or re.fullmatch(r"z?ram\d+", folder.name):
         return False

@@ -148,6 +148,12 @@ def swaps() -> list[str]:
     return [unescape(line.split()[0]) for line in lines if line.split()]
 
 
+def machine_id() -> str:
+    """What the hardware, or what stands in for it, calls itself; empty where it does not, or not to this user."""
+    told = text(SYS / "class/dmi/id/product_uuid") or text(SYS / "firmware/devicetree/base/serial-number") or ""
+    return told.strip("\0 \n").lower()
+
+
 def devices() -> Iterator[tuple[Number, Path]]:
     """Every block device, partitions too, with its folder."""
     for name in names(SYS / "dev" / "block"):

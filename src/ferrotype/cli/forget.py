@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ferrotype.cli.frame import IMAGE, Frame, options
+
+if TYPE_CHECKING:
+    from ferrotype.engine.forget import Verdict
+    from ferrotype.engine.same_disks import Together
 
 _COUNT = click.IntRange(min=0)
 
@@ -46,6 +52,7 @@ def command(
         from ferrotype.cli.prune import as_json, as_text
         from ferrotype.engine.forget import KeepRules, Verdict, forget, judge
         from ferrotype.engine.prune import prune
+        from ferrotype.engine.same_disks import together
         from ferrotype.errors import UsageError
         from ferrotype.repository.snapshots import find_snapshot
 
@@ -61,18 +68,15 @@ def command(
                 verdicts = [Verdict(s, () if s.id in named else ("not named",)) for s in known]
             else:
                 verdicts = judge(known, rules)
+            groups = together(known)
             gone = [verdict.snapshot for verdict in verdicts if not verdict.kept]
             document: dict[str, object] = {
                 "kept": [{"id": v.snapshot.id, "reasons": list(v.reasons)} for v in verdicts if v.kept],
                 "forgotten": [snapshot.id for snapshot in gone],
+                "groups": [group.as_json() for group in groups],
                 "dry_run": dry_run,
             }
-            lines = [
-                f"{'keep' if v.kept else 'forget':7}{v.snapshot.id[:8]}  "
-                f"{v.snapshot.local_time:%Y-%m-%d %H:%M:%S}  {v.snapshot.name}"
-                + (f"  ({', '.join(v.reasons)})" if v.kept else "")
-                for v in verdicts
-            ]
+            lines = _lines(verdicts, groups if rules.given else ())
             if not dry_run:
                 forget(repository, gone)
                 if then_prune:
@@ -80,3 +84,24 @@ def command(
                     document["prune"] = as_json(result)
                     lines.append(as_text(result, image, dry_run=False))
         frame.show(document, "\n".join(lines) + ("\nnothing was changed" if dry_run else ""))
+
+
+def _lines(verdicts: Sequence[Verdict], groups: Sequence[Together]) -> list[str]:
+    """What becomes of each snapshot; with several groups, by what was judged together."""
+    if len(groups) < 2:
+        return [_line(verdict) for verdict in verdicts]
+    lines = []
+    for group in groups:
+        ids = {snapshot.id for snapshot in group.snapshots}
+        lines.append(f"judged together, group {group.number}: {group.title}")
+        lines += [_line(verdict) for verdict in verdicts if verdict.snapshot.id in ids]
+    return lines
+
+
+def _line(verdict: Verdict) -> str:
+    snapshot = verdict.snapshot
+    return (
+        f"{'keep' if verdict.kept else 'forget':7}{snapshot.id[:8]}  "
+        f"{snapshot.local_time:%Y-%m-%d %H:%M:%S}  {snapshot.name}"
+        + (f"  ({', '.join(verdict.reasons)})" if verdict.kept else "")
+    )

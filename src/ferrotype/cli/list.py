@@ -12,6 +12,8 @@ from ferrotype.cli.frame import IMAGE, Frame, options
 from ferrotype.units import format_size
 
 if TYPE_CHECKING:
+    from ferrotype.cli.tables import Cell
+    from ferrotype.engine.same_disks import Together
     from ferrotype.repository.snapshots import Snapshot
 
 
@@ -21,8 +23,12 @@ if TYPE_CHECKING:
 def command(frame: Frame, image: Path) -> None:
     """The snapshots of IMAGE, oldest first: when, what, how large, how much of it was new."""
     with frame.run() as job:
+        from ferrotype.engine.same_disks import number_of, together
+
         with frame.open_image(image, job) as repository:
             known = repository.snapshots()
+        groups = together(known)
+        numbers = number_of(groups)
         documents: list[dict[str, object]] = [
             {
                 "id": snapshot.id,
@@ -32,6 +38,7 @@ def command(frame: Frame, image: Path) -> None:
                 "tags": list(snapshot.tags),
                 "parent": snapshot.parent,
                 "order": snapshot.order,
+                "group": numbers[snapshot.id],
                 "disks": [
                     {"name": disk.name, "size": disk.size, "sector_size": disk.sector_size} for disk in snapshot.disks
                 ],
@@ -40,15 +47,18 @@ def command(frame: Frame, image: Path) -> None:
             }
             for snapshot in known
         ]
-        frame.show({"snapshots": documents}, lambda: _drawn(known) if known else f"{image} holds no snapshot yet")
+        document: dict[str, object] = {"snapshots": documents, "groups": [group.as_json() for group in groups]}
+        frame.show(document, lambda: _drawn(known, groups) if known else f"{image} holds no snapshot yet")
 
 
-def _drawn(known: Sequence[Snapshot]) -> str:
+def _drawn(known: Sequence[Snapshot], groups: Sequence[Together]) -> str:
+    """The snapshots; and, where there are several disks, which of them are of the same one."""
     from ferrotype.cli.tables import table
+    from ferrotype.engine.same_disks import number_of
 
     columns = [("snapshot", "left"), ("taken", "left"), ("what", "left"),
                ("disk", "right"), ("data", "right"), ("new", "right")]  # fmt: skip
-    rows = [
+    rows: list[list[Cell]] = [
         [
             snapshot.id[:8],
             snapshot.local_time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -59,4 +69,10 @@ def _drawn(known: Sequence[Snapshot]) -> str:
         ]
         for snapshot in known
     ]
-    return table(columns, rows)
+    if len(groups) < 2:
+        return table(columns, rows)
+    numbers = number_of(groups)
+    for row, snapshot in zip(rows, known, strict=True):
+        row.append(str(numbers[snapshot.id]))
+    lines = [f"group {group.number}: {group.title}" for group in groups]
+    return "\n".join([table([*columns, ("group", "right")], rows), "", *lines])

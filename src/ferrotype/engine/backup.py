@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from ferrotype.engine.batches import BatchSealer, Tally
-from ferrotype.engine.prepare import NamedSource, PreparedDisk, prepare, warn_of_clock
+from ferrotype.engine.prepare import NamedSource, PreparedDisk, described, prepare, warn_of_clock
 from ferrotype.engine.space import warn_of_backup
 from ferrotype.extents import Offsets
 from ferrotype.job import Job
@@ -150,19 +151,12 @@ def _backup_disk(
     regions = tuple(
         Region(start, length, root.hex()) for (start, length), root in zip(disk.plan.regions, roots, strict=True)
     )
-    record = DiskRecord(
-        name=disk.named.name,
-        size=disk.survey.size,
-        sector_size=disk.survey.sector_size,
+    record = msgspec.structs.replace(
+        described(disk.named, disk.identity, disk.survey),
         chunk_size=disk.plan.chunk_size,
         regions=regions,
-        identity=disk.identity,
-        source=disk.named.described,
-        table=disk.survey.table.kind if disk.survey.table else None,
         all_sectors=options.all_sectors,
-        volumes=tuple(volume.as_json() for volume in disk.survey.volumes),
         unreadable=_lost(tally.unreadable, disk.plan.data),
-        model=disk.named.model,
     )
     return record, tally
 

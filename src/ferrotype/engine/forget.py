@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
+from ferrotype.engine.same_disks import together
 from ferrotype.errors import UsageError
 from ferrotype.repository.snapshots import PREFIX, Snapshot, ordered
 from ferrotype.repository.store import Repository
@@ -68,11 +69,8 @@ def judge(known: Sequence[Snapshot], rules: KeepRules) -> list[Verdict]:
         raise UsageError("give at least one rule, such as --keep-daily 7; without one everything would be forgotten")
     known = ordered(known)
     reasons: dict[str, list[str]] = {snapshot.id: [] for snapshot in known}
-    groups: dict[tuple[object, ...], list[Snapshot]] = {}
-    for snapshot in known:
-        groups.setdefault(_group(snapshot), []).append(snapshot)
-    for group in groups.values():
-        newest_first = group[::-1]
+    for group in together(known):
+        newest_first = group.snapshots[::-1]
         for snapshot in newest_first[: rules.last]:
             reasons[snapshot.id].append("last")
         for rule, period_of in _PERIODS:
@@ -87,10 +85,6 @@ def judge(known: Sequence[Snapshot], rules: KeepRules) -> list[Verdict]:
         for snapshot in newest_first:
             reasons[snapshot.id] += [f"tag {tag}" for tag in rules.tags if tag in snapshot.tags]
     return [Verdict(s, tuple(reasons[s.id])) for s in known]
-
-
-def _group(snapshot: Snapshot) -> tuple[object, ...]:
-    return tuple(sorted(disk.identity or disk.name for disk in snapshot.disks))
 
 
 def forget(repository: Repository, forgotten: Sequence[Snapshot]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ferrotype.block import Source
 from ferrotype.engine.plan import DiskPlan, plan
+from ferrotype.engine.same_disks import Disks, Looks
 from ferrotype.engine.survey import Survey, survey
 from ferrotype.errors import UsageError
 from ferrotype.job import Job
@@ -23,6 +25,10 @@ class NamedSource:
     described: str  # what the user named
     model: str = ""
     serial: str = ""
+    whole: bool = True  # a whole disk; the serial number of a part is that of the disk, with #NUMBER behind it
+    machine: str = ""
+    path: str = ""
+    file: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,7 @@ def prepare(
     if len({named.name for named in sources}) < len(sources):
         raise UsageError("two sources have the same name; back them up one by one")
     known = repository.snapshots() if known is None else known
+    told_apart = Disks(known)
     prepared = []
     for named in sources:
         job.begin(f"looking at {named.name}")
@@ -62,7 +69,7 @@ def prepare(
         for sentence in () if all_sectors else told.notes:
             job.note(f"{named.name}: {sentence}")
         identity = _identity(named, surveyed)
-        parent = find_parent(known, named, identity, surveyed.size)
+        parent = find_parent(known, told_apart, named, identity, surveyed)
         chunk_size = parent[1].chunk_size if parent else repository.config.chunk_size
         planned = plan(surveyed, chunk_size, all_sectors=all_sectors)
         prepared.append(PreparedDisk(named, surveyed, planned, identity, parent))
@@ -88,25 +95,49 @@ def _identity(named: NamedSource, surveyed: Survey) -> str:
     """What stays the same when the disk is seen again under another name."""
     if surveyed.table is not None and surveyed.table.disk_id.strip("0-"):
         return f"{surveyed.table.kind}:{surveyed.table.disk_id}"
-    if named.serial:
+    if named.serial and named.whole:
         return f"serial:{named.serial}"
     uuids = [volume.uuid for volume in surveyed.volumes if volume.uuid]
     return f"volume:{uuids[0]}" if uuids else ""
 
 
 def find_parent(
-    known: Sequence[Snapshot], named: NamedSource, identity: str, size: int
+    known: Sequence[Snapshot], told_apart: Disks, named: NamedSource, identity: str, surveyed: Survey
 ) -> tuple[Snapshot, DiskRecord] | None:
-    """The newest snapshot of the same disk: by its identity, else by name and size.
+    """The newest snapshot of the same disk; else of one with its identity, such as a clone; else by name and size.
 
     A wrong guess costs time and nothing else: ids are compared, not trusted.
     """
+    host = socket.gethostname()
+    record = described(named, identity, surveyed)
+    if (same := told_apart.find(Looks.of(host, record))) is not None:
+        return same.members[-1]
     for snapshot in reversed(known):
         for disk in snapshot.disks:
             if identity and disk.identity == identity:
                 return snapshot, disk
     for snapshot in reversed(known):
         for disk in snapshot.disks:
-            if disk.size == size and disk.name == named.name:
+            if disk.size == surveyed.size and disk.name == named.name:
                 return snapshot, disk
     return None
+
+
+def described(named: NamedSource, identity: str, surveyed: Survey) -> DiskRecord:
+    """What a snapshot records of a disk, but for its content."""
+    return DiskRecord(
+        name=named.name,
+        size=surveyed.size,
+        sector_size=surveyed.sector_size,
+        chunk_size=0,
+        regions=(),
+        identity=identity,
+        source=named.described,
+        table=surveyed.table.kind if surveyed.table else None,
+        volumes=tuple(volume.as_json() for volume in surveyed.volumes),
+        model=named.model,
+        serial=named.serial,
+        machine=named.machine,
+        path=named.path,
+        file=named.file,
+    )

@@ -5,11 +5,13 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
-from ferrotype.block.inventory import Disk, disks, lies_on, same_storage, uses
+from ferrotype.block.inventory import Disk, hardware_of, lies_on, same_storage, uses
+from ferrotype.block.sysfs import machine_id
 from ferrotype.engine.prepare import NamedSource
 from ferrotype.engine.references import Access, OpenDisk, open_disk, parse
 from ferrotype.errors import Refused, UsageError
 from ferrotype.job import Job
+from ferrotype.linux import born
 
 
 def named_source(text: str, image: Path, access: Access, stack: ExitStack, job: Job) -> NamedSource:
@@ -32,11 +34,7 @@ def named_source(text: str, image: Path, access: Access, stack: ExitStack, job: 
     disk = stack.enter_context(open_disk(text, access, job))
     if any(same_storage(file, image) for file in disk.files):
         raise Refused(f"{image} is part of the source itself; name another file for the image")
-    known = _hardware(reference.path) if is_device and reference.partition is None else None
-    model = (known.model or "") if known else disk.record.model if disk.record else ""
-    return NamedSource(
-        disk.source, disk_name(disk), as_text(reference.text), model, (known.serial or "") if known else ""
-    )
+    return known_by(disk)
 
 
 def disk_name(disk: OpenDisk) -> str:
@@ -52,6 +50,43 @@ def as_text(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _hardware(path: Path) -> Disk | None:
-    real = path.resolve()
-    return next((disk for disk in disks() if Path(disk.path).resolve() == real), None)
+def known_by(disk: OpenDisk) -> NamedSource:
+    """The disk, with all that tells it from its clones."""
+    reference = disk.reference
+    name, described = disk_name(disk), as_text(reference.text)
+    if reference.address is not None:
+        return NamedSource(disk.source, name, described, path=described)
+    inside = reference.text.removeprefix(str(reference.path))  # a snapshot, a disk of it, a partition
+    real = reference.path.resolve()
+    path, model, serial, file, number = str(real), "", "", "", 0
+    if disk.format == "device":
+        if (known := hardware_of(real)) is not None:
+            hardware, number = known
+            path = _lasting_path(hardware, number, real)
+            model, serial = hardware.model or "", hardware.serial or ""
+    else:
+        if disk.record is not None:
+            model, serial = disk.record.model, disk.record.serial
+        if (since := born(real)) is not None:
+            file = f"{real.stat().st_ino}@{since}{inside}"
+    part = inside or (f"#{number}" if number else "")
+    return NamedSource(
+        disk.source,
+        name,
+        described,
+        model,
+        as_text(serial + part) if serial and disk.format == "device" else serial,
+        whole=not part,
+        machine=machine_id(),
+        path=as_text(path + inside),
+        file=as_text(file),
+    )
+
+
+def _lasting_path(disk: Disk, number: int, real: Path) -> str:
+    """A device's path, or what stays the same of it when it gets another one."""
+    if disk.backing_file is not None:
+        return disk.backing_file + (f"#{number}" if number else "")
+    if real.name.startswith("dm-") and disk.model:
+        return f"/dev/mapper/{disk.model}"
+    return str(real)

@@ -13,9 +13,8 @@ from ferrotype.engine.backup import BackupOptions, backup
 from ferrotype.engine.convert import Converted
 from ferrotype.engine.images import ImageOptions, open_or_create
 from ferrotype.engine.opening import image_files
-from ferrotype.engine.prepare import NamedSource
 from ferrotype.engine.references import OpenDisk
-from ferrotype.engine.sources import as_text, disk_name
+from ferrotype.engine.sources import known_by
 from ferrotype.errors import FerrotypeError, KeyRefused, Refused
 from ferrotype.formats import Option, Options
 from ferrotype.job import Job
@@ -66,7 +65,7 @@ def write_backup(disk: OpenDisk, wanted: NewImage, job: Job) -> Written:
         with open_or_create(
             path, options, _no_secret, lambda _: wanted.secret or _no_secret(path), opener=opener
         ) as made:
-            named = NamedSource(disk.source, disk_name(disk), as_text(disk.reference.text))
+            named = known_by(disk)
             statistics = backup(made, [named], BackupOptions(all_sectors=True, becomes=wanted.path), job).statistics
         stored = path.stat().st_blocks * 512
     copied = Converted(statistics.disk_bytes, statistics.read_bytes, statistics.new_bytes, statistics.seconds)

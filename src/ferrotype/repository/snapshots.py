@@ -53,6 +53,10 @@ class DiskRecord(msgspec.Struct, frozen=True, kw_only=True):
     volumes: tuple[dict[str, Any], ...] = ()  # as `info` shows them
     unreadable: tuple[tuple[int, int], ...] = ()  # (start, length) that could not be read, kept as zeros
     model: str = ""
+    serial: str = ""  # of the device; that of a partition has #NUMBER behind it
+    machine: str = ""  # the hardware's own id
+    path: str = ""  # absolute, of what was named
+    file: str = ""  # of a disk image: which file it is, whatever its name
 
     def cells(self, region: Region) -> int:
         return -(-region.length // self.chunk_size)
