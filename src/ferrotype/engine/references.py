@@ -26,6 +26,7 @@ from ferrotype.formats import Image
 from ferrotype.formats.names import no_raw_disk
 from ferrotype.formats.registry import FORMATS, RAW_SUFFIXES, open_file, open_folder, recognise
 from ferrotype.formats.related import Related
+from ferrotype.formats.split import joined, name_of_whole
 from ferrotype.job import Job
 from ferrotype.objects.volumes import Opener, PosixFile
 from ferrotype.stall import Patience
@@ -258,6 +259,7 @@ def _open_image(reference: Reference, access: Access, job: Job) -> tuple[Image, 
         return open_folder(path, related, access.format, headers_only=headers_only), related
     file = open_source(path, sector_size=access.sector_size, patience=access.patience)
     try:
+        file = joined(file, related)
         format = _format_of(path, file, access, job)
         return open_file(file, related, format, headers_only=headers_only), related
     except BaseException:
@@ -277,7 +279,7 @@ def _format_of(path: Path, file: Source, access: Access, job: Job) -> str:
     if access.format is not None:
         return access.format
     found = recognise(file)
-    if found is not None and path.suffix.lower() in RAW_SUFFIXES:
+    if found is not None and name_of_whole(path).suffix.lower() in RAW_SUFFIXES:
         raise UsageError(
             f"{path} is named like a raw disk and its content looks like {found}: say --format raw, or {found}"
         )

@@ -27,6 +27,7 @@ from ferrotype.block.views import Concat, Slice, padded_extents, read_padded
 from ferrotype.errors import InvalidImage, ReadError
 from ferrotype.extents import ExtentMap, Offsets, State, merge, overlay
 from ferrotype.formats.numbered import NumberedSource
+from ferrotype.formats.split import SplitFile
 from ferrotype.units import MiB
 
 __all__ = ["Kept", "Kind", "Layout", "MappedSource", "Mapping", "Run", "cells", "runs_of"]
@@ -304,7 +305,7 @@ def runs_of(source: Source, offset: int, length: int, depth: int = 0) -> Iterato
     """A range of any source, run by run, as far as it is known where it stands; STORED without a place: it is not."""
     if isinstance(source, MappedSource):
         yield from source.runs(offset, length, depth)
-    elif isinstance(source, Slice | Concat):
+    elif isinstance(source, Slice | Concat | SplitFile):
         for part in source.parts(offset, length):
             for run in runs_of(part.source, part.offset, part.length, depth):
                 yield run._replace(start=run.start + part.shift)

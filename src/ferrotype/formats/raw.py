@@ -1,7 +1,7 @@
 """The raw disk: a file whose byte n is byte n of the disk.
 
 disk.raw                            sparse where the disk is zeros
-disk.raw.001  disk.raw.002  ...     the same, split: parts of one size, the last one shorter
+disk.raw.001  disk.raw.002  ...     the same, split: parts of one size, the last one shorter; ``split`` finds them
 """
 
 from __future__ import annotations
@@ -16,16 +16,14 @@ from typing import Final
 from ferrotype.block import Source, Traits
 from ferrotype.block.file import FileSink, check_write
 from ferrotype.block.outputs import Outputs, in_a_row
-from ferrotype.block.views import Concat
 from ferrotype.errors import UsageError
 from ferrotype.formats import Image, Option, Options, Room, Spec, WritableSink, one_of
-from ferrotype.formats.numbered import Numbered, NumberedSource
 from ferrotype.formats.related import Related
+from ferrotype.formats.split import MAX_PARTS, SplitFile
 from ferrotype.units import MiB, parse_size
 
 __all__ = ["OPTIONS", "create", "open", "probe", "room"]
 
-MAX_PARTS: Final = 10_000  # files of one disk
 _AT_ONCE: Final = 400  # parts written at the same time, each held open; many systems allow 1024 files
 
 _PART: Final = re.compile(r"(.*)\.(0*1|0+)$")  # of the first part: .001, .000, .1
@@ -44,29 +42,11 @@ def probe(file: Source) -> bool:  # noqa: ARG001
     return False
 
 
-def open(file: Source, related: Related) -> Image:
-    """The file as it is; where it is called like the first part of a split disk, with the parts that follow it."""
-    files = Numbered(file, related)
-    try:
-        _add_further_parts(files, related)
-    except BaseException:
-        files.close_rest()
-        raise
-    if len(files) == 1:
-        return Image("raw", file, facts={"subformat": "flat"})
-    rest = [NumberedSource(files, number, Traits()) for number in range(1, len(files))]
-    return Image("raw", Concat([file, *rest]), close=files.close, facts={"subformat": "split", "parts": len(files)})
-
-
-def _add_further_parts(files: Numbered, related: Related) -> None:
-    """Add the parts behind the first, up to the first number that has no file."""
-    match = _PART.fullmatch(related.path.name) if related.path is not None else None
-    if match is None:
-        return
-    head, first = match.groups()
-    for number in range(int(first) + 1, MAX_PARTS):
-        if files.add(f"{head}.{number:0{len(first)}}", "next part") is None:
-            return
+def open(file: Source, related: Related) -> Image:  # noqa: ARG001  the protocol's signature
+    """The file as it is, or all parts of it."""
+    if isinstance(file, SplitFile) and file.count > 1:
+        return Image("raw", file, facts={"subformat": "split", "parts": file.count})
+    return Image("raw", file, facts={"subformat": "flat"})
 
 
 def room(spec: Spec) -> Room:

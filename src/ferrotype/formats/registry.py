@@ -21,6 +21,7 @@ from ferrotype.errors import DeviceError, FormatError, UnsupportedError, UsageEr
 from ferrotype.formats import Folder, Format, Image, Tree, TreeFormat, Writable
 from ferrotype.formats.related import Related
 from ferrotype.formats.signs import is_vmdk_text, unpadded_tail
+from ferrotype.formats.split import SplitFile, joined
 
 __all__ = [
     "ENTRY_POINTS",
@@ -128,13 +129,27 @@ def recognise(file: Source) -> str | None:
 def open_file(file: Source, related: Related, format: str | None = None, *, headers_only: bool = False) -> Image:
     """Open a container in the format named, or in the one its content shows.
 
-    The image owns ``file``; where this raises, the caller still does.  Raises UnsupportedError where no format is
-    recognised, or only one that is known by name, and what is ``Image.missing`` unless ``headers_only`` are wanted.
+    Of a part of a split file, all parts are opened as one.  The image owns ``file``; where this raises, the caller
+    still does.  Raises UnsupportedError where no format is recognised, or only one that is known by name, and what is
+    ``Image.missing`` unless ``headers_only`` are wanted.
     """
+    whole = joined(file, related)
+    try:
+        image = _opened(whole, related, format)
+        if isinstance(whole, SplitFile):
+            image.warnings += whole.warnings
+        return _whole(image, headers_only=headers_only)
+    except BaseException:
+        if isinstance(whole, SplitFile) and whole is not file:
+            whole.close_rest()
+        raise
+
+
+def _opened(file: Source, related: Related, format: str | None) -> Image:
     if format is not None:
-        return _whole(_module(format).open(file, related), headers_only=headers_only)
+        return _module(format).open(file, related)
     for name, module in _candidates(file):
-        return _whole((module or _module(name)).open(file, related), headers_only=headers_only)
+        return (module or _module(name)).open(file, related)
     raise UnsupportedError("this is no disk image that ferrotype knows; say --format raw if it is a raw disk")
 
 

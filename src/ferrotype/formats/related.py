@@ -83,14 +83,21 @@ class Related:
         path = self._beside(name)
         return self._open(self._checked(path, name, what), name, what) if os.path.exists(path) else None
 
+    def is_beside(self, name: str) -> bool:
+        """Whether a file of this name stands beside the image."""
+        return self.path is not None and _is_name(name) and os.path.exists(self._beside(name))
+
+    def beside(self) -> list[str]:
+        """The names of all that stands beside the image; none where its folder cannot be listed."""
+        return list(dict.fromkeys(name for folder in _homes(self.path) for name in _names_in(folder)))
+
     def siblings(self, suffix: str, what: str, most: int) -> list[str]:
         """Files whose names end in ``suffix``, beside the image and where the user allows: names for ``file``.
 
         For formats that know another file by its content alone.  Raises UnsupportedError where there are more than
         ``most``.
         """
-        beside = dict.fromkeys(name for folder in _homes(self.path) for name in _names_in(folder))
-        names = [name for name in beside if name.lower().endswith(suffix)]
+        names = [name for name in self.beside() if name.lower().endswith(suffix)]
         for one in self._allowed:
             found = [one / name for name in _names_in(one)] if one.is_dir() else [one]
             names += [str(path) for path in found if path.name.lower().endswith(suffix)]
