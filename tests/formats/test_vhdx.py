@@ -15,6 +15,7 @@ from ferrotype.block import read
 from ferrotype.errors import FormatError, InvalidImage, NotAllowed, UnsupportedError, UsageError
 from ferrotype.extents import State
 from ferrotype.formats.crc32c import crc32c
+from ferrotype.formats.mapped import shortfalls
 from ferrotype.job import NullJob
 from tests.formats import vhdx_by_hand as hand
 from tests.formats.judges import (
@@ -662,9 +663,15 @@ def test_a_file_cut_anywhere_is_refused_or_tells_no_lies(tmp_path: Path) -> None
     whole = _tried(path)
     assert whole is not None
     early = [0, 7, 8, 600, 64 * KiB, 68 * KiB, 200 * KiB, MiB, MiB + 8]
-    for length in [*early, 3 * MiB - 1, 3 * MiB + 80 * KiB, 4 * MiB, 5 * MiB, 5 * MiB + 4096, 6 * MiB - 1]:
+    for length in [*early, 3 * MiB - 1, 3 * MiB + 80 * KiB, 4 * MiB, 5 * MiB]:
         path.write_bytes(content[:length])
         assert _tried(path) is None, length
+    for length in (5 * MiB + 4096, 6 * MiB - 1):  # inside the last block
+        path.write_bytes(content[:length])
+        image = opened(path)
+        read(image.source, 0, image.source.size)
+        assert len(list(shortfalls(image.source))) == 1
+        image.close()
 
 
 @pytest.mark.parametrize(

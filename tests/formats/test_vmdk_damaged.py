@@ -172,8 +172,7 @@ def test_cut_short_sparse_disks_are_errors(tmp_path: Path, sparse_image: tuple[b
         20_000,
         65_535,
         65_536,
-        len(data) // 2,
-        len(data) - 1,
+        len(data) // 2,  # what is cut inside the last grain is told: test_cut.py
     ]:
         path.write_bytes(data[:length])
         refused(path)

@@ -23,6 +23,7 @@ from ferrotype.block.file import FileSource
 from ferrotype.block.views import Slice
 from ferrotype.errors import FormatError, UsageError
 from ferrotype.formats import Image
+from ferrotype.formats.mapped import shortfalls
 from ferrotype.formats.names import no_raw_disk
 from ferrotype.formats.registry import FORMATS, RAW_SUFFIXES, open_file, open_folder, recognise
 from ferrotype.formats.related import Related
@@ -209,6 +210,8 @@ def open_disk(text: str, access: Access, job: Job) -> Iterator[OpenDisk]:
         source = image.disk(_inner(reference, image))
         disk = OpenDisk(source, image.format, reference, access.sector_size, image=image, opened=related.opened)
         yield _narrowed(disk)
+        for warning in dict.fromkeys(shortfalls(source)):
+            job.warn(f"{reference.path}: {warning}")
     finally:
         image.close()
 

@@ -30,7 +30,7 @@ from ferrotype.formats.numbered import NumberedSource
 from ferrotype.formats.split import SplitFile
 from ferrotype.units import MiB
 
-__all__ = ["Kept", "Kind", "Layout", "MappedSource", "Mapping", "Run", "cells", "runs_of"]
+__all__ = ["Kept", "Kind", "Layout", "MappedSource", "Mapping", "Run", "cells", "runs_of", "shortfalls"]
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -154,10 +154,10 @@ class MappedSource:
     ) -> None:
         """``file`` is what STORED places are offsets in.
 
-        The last ``ragged`` bytes of a STORED run may lie behind the end of the file, where they read as zeros: a file
-        that ends within its last cluster is cut short by nothing but zeros.  A layout that allows it sees to it that
-        the cluster starts inside.  Behind the end of a shorter ``parent``
-        holes read as zeros.
+        The last ``ragged`` bytes of a STORED run may lie behind the end of the file, where they read as zeros, and
+        ``shortfalls`` tells of them: programs write their clusters whole, so that such a file was cut.  A layout that
+        allows it sees to it that the cluster starts inside.  Behind the end of a shorter ``parent`` holes read as
+        zeros.
 
         Where ``row`` is given, a PACKED run may cover many units of that many bytes: their places follow each other,
         and the run's is that of the first.  Not ``placed``: STORED places are in a view of the image's file, and so
@@ -169,6 +169,8 @@ class MappedSource:
         self._row = row
         self._placed = placed
         self._units: Kept[int, bytes] = Kept(_UNITS_KEPT, len)
+        self._short = (0, 0)  # bytes behind the end of the file that were read so far, and where on the disk
+        self._lock = Lock()
         self.traits = replace(traits or Traits(), align=1, parallel=file.traits.parallel)
 
     @property
@@ -210,6 +212,9 @@ class MappedSource:
                     f"{self._name}: the file ends before the data of byte {start} of the disk", offset=place
                 )
             piece[inside:] = bytes(len(piece) - inside)
+            with self._lock:
+                lacking = place + len(piece) - self._file.size
+                self._short = max(self._short, (lacking, start + len(piece) - lacking))
             if not inside:
                 return
         try:
@@ -280,6 +285,17 @@ class MappedSource:
         shift = (at - low)[run]
         return np.maximum(starts[hole], low[run]) + shift, np.minimum(ends[hole], high[run]) + shift
 
+    def shortfalls(self) -> Iterator[str]:
+        """What ``shortfalls`` tells of this source and what is below it."""
+        lacking, start = self._short
+        if lacking:
+            yield (
+                f"{self._name}: the file ends too early, by {lacking} bytes of what was read: "
+                f"those from byte {start} of the disk on are missing and read as zeros"
+            )
+        if self._parent is not None:
+            yield from shortfalls(self._parent)
+
     def runs(self, offset: int, length: int, depth: int = 0) -> Iterator[Run]:
         """The range, run by run, down to the layer that holds each."""
         for part in self._mappings(offset, length):
@@ -312,6 +328,18 @@ def runs_of(source: Source, offset: int, length: int, depth: int = 0) -> Iterato
     elif length:
         plain = isinstance(source, FileSource | NumberedSource)
         yield Run(offset, length, Kind.STORED, depth, offset if plain else None)
+
+
+def shortfalls(source: Source) -> Iterator[str]:
+    """Sentences on what was read so far and is not there: the end of the last cluster of files that were cut.
+
+    It is known when it is read, and not before: nothing but the tables says what of a file is in use.
+    """
+    if isinstance(source, MappedSource):
+        yield from source.shortfalls()
+    elif isinstance(source, Slice | Concat | SplitFile):
+        for part in source.parts(0, source.size):
+            yield from shortfalls(part.source)
 
 
 class Kept(Generic[K, V]):

@@ -128,7 +128,7 @@ class Expandable:
 
     def source(self, parent: Source | None) -> MappedSource:
         """The disk, or part of one, over what is below it."""
-        return MappedSource(self._file, self, self.size, name="Parallels", parent=parent)
+        return MappedSource(self._file, self, self.size, name="Parallels", parent=parent, ragged=self._cluster - 1)
 
     def mapping(self, offset: int, length: int) -> Mapping:
         first = offset // self._cluster

@@ -106,7 +106,7 @@ def open(file: Source, related: Related) -> Image:
 
 
 def _disk(stored: Source, parent: Source | None, header: Header, layout: TwoLevels, size: int) -> Source:
-    # A program that writes the last cluster need not write its end.
+    # QEMU writes clusters, or with extended L2 entries subclusters, whole: what is behind the end was cut off.
     return MappedSource(stored, layout, size, name="qcow2 image", parent=parent, ragged=header.cluster - 1)
 
 

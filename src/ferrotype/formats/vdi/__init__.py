@@ -115,7 +115,9 @@ def open(file: Source, related: Related) -> Image:
     size = -(-disk.size // SECTOR) * SECTOR  # VirtualBox has made disks of odd sizes out of such files
     layout = _Blocks(file, disk)
     if disk.kind in (DYNAMIC, FIXED):
-        return Image("vdi", MappedSource(file, layout, size, name="VDI"), facts=facts, close=file.close)
+        return Image(
+            "vdi", MappedSource(file, layout, size, name="VDI", ragged=disk.block - 1), facts=facts, close=file.close
+        )
     wanted = uuid.UUID(bytes_le=disk.parent)
     if not wanted.int:
         raise InvalidImage("a differencing disk without the UUID of its parent", field="uuid_link")
@@ -123,7 +125,7 @@ def open(file: Source, related: Related) -> Image:
     found, missing = attempt(lambda: _parent(wanted, related))
     if found is None:
         facts["backing"] = {"name": None, "format": "vdi"}
-        source = MappedSource(file, layout, size, name="VDI")
+        source = MappedSource(file, layout, size, name="VDI", ragged=disk.block - 1)
         return Image("vdi", source, facts=facts, close=file.close, missing=missing)
     name, parent = found
     warnings = tuple(f"its parent: {warning}" for warning in parent.warnings)
@@ -135,7 +137,7 @@ def open(file: Source, related: Related) -> Image:
         parent.close()
         file.close()
 
-    source = MappedSource(file, layout, size, name="VDI", parent=parent.source)
+    source = MappedSource(file, layout, size, name="VDI", parent=parent.source, ragged=disk.block - 1)
     return Image("vdi", source, facts=facts, warnings=warnings, close=close)
 
 

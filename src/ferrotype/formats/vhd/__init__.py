@@ -88,14 +88,14 @@ def open(file: Source, related: Related) -> Image:
     layout = _Blocks(file, footer, header, size)
     facts["unit"] = header.BlockSize
     if footer.DiskType != DIFFERENCING:
-        source = MappedSource(file, layout, size, name="VHD")
+        source = MappedSource(file, layout, size, name="VHD", ragged=header.BlockSize - 1)
         return Image("vhd", source, facts=facts, warnings=warnings, close=file.close)
     facts["backing"] = {"name": layout.parent_name, "format": "vhd"}
     wanted, names = uuid.UUID(bytes=header.ParentUniqueId), parent_names(file, header)
     facts["parent_id"] = str(wanted)
     parent, missing = attempt(lambda: open_parent(wanted, names, related))
     if parent is None:
-        source = MappedSource(file, layout, size, name="VHD")
+        source = MappedSource(file, layout, size, name="VHD", ragged=header.BlockSize - 1)
         return Image("vhd", source, facts=facts, warnings=warnings, close=file.close, missing=missing)
 
     def close() -> None:
@@ -103,7 +103,7 @@ def open(file: Source, related: Related) -> Image:
         file.close()
 
     warnings += tuple(f"its parent: {warning}" for warning in parent.warnings)
-    source = MappedSource(file, layout, size, name="VHD", parent=parent.source)
+    source = MappedSource(file, layout, size, name="VHD", parent=parent.source, ragged=header.BlockSize - 1)
     return Image("vhd", source, facts=facts, warnings=warnings, close=close)
 
 

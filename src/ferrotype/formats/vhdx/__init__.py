@@ -90,6 +90,7 @@ def open(file: Source, related: Related) -> Image:
             blocks,
             metadata.size,
             name="VHDX",
+            ragged=metadata.block_size - 1,
             parent=parent.source if parent else None,
             traits=Traits(sector_size=metadata.logical_sector, sector_known=True),
         )
@@ -262,12 +263,8 @@ class Blocks:
         self._refuse(first, bad, "is in a state that is none")
         stored = (kinds == Kind.STORED) | (kinds == _PARTIALLY)
         starts = np.where(stored, entries & _OFFSET, np.uint64(0))
-        self._refuse(first, starts > self._file.size, "lies behind the end of the file")
+        self._refuse(first, stored & (starts >= self._file.size), "lies behind the end of the file")
         places = starts.astype(np.int64)
-        length = np.full(len(places), size)
-        if first + len(places) == self._metadata.blocks:
-            length[-1] = self._metadata.size - (self._metadata.blocks - 1) * size
-        self._refuse(first, stored & (places + length > self._file.size), "lies behind the end of the file")
         following = np.searchsorted(self._ends, places, "right")  # the first region that ends behind a block's start
         overlaps = stored & (following < np.searchsorted(self._starts, places + size, "left"))
         if overlaps.any():

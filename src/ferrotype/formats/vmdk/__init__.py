@@ -101,14 +101,21 @@ class _Building:
             if sparse.delta:
                 raise UnsupportedError("this is one extent of a disk that has a parent: open its descriptor instead")
             self.warnings.append("this is an extent without its descriptor: it may be only a part of a disk")
-            return self._image(file, None, None, MappedSource(file, sparse.layout, sparse.size, name="VMDK"))
+            return self._image(
+                file, None, None, MappedSource(file, sparse.layout, sparse.size, name="VMDK", ragged=sparse.grain - 1)
+            )
         descriptor = parse(sparse.descriptor)
         if len(descriptor.extents) != 1:
             raise UnsupportedError(f"a sparse extent that describes a disk of {len(descriptor.extents)} extents")
         size = self._extent_size(descriptor.extents[0], sparse)
         parent = self._parent(descriptor)
         source = MappedSource(
-            file, sparse.layout, size, name="VMDK", parent=parent.source if parent is not None else None
+            file,
+            sparse.layout,
+            size,
+            name="VMDK",
+            parent=parent.source if parent is not None else None,
+            ragged=sparse.grain - 1,
         )
         return self._image(file, descriptor, parent, source)
 
@@ -252,7 +259,9 @@ class _Building:
         size = self._extent_size(extent, sparse)
         if parent is not None and start:
             parent = Slice(parent, start, min(size, parent.size - start)) if start < parent.size else None
-        return MappedSource(file, sparse.layout, size, name=f"VMDK extent {name}", parent=parent)
+        return MappedSource(
+            file, sparse.layout, size, name=f"VMDK extent {name}", parent=parent, ragged=sparse.grain - 1
+        )
 
     def _check_room(self) -> None:
         """Raises UnsupportedError where the extents together would take memory that no real disk does."""
