@@ -46,6 +46,7 @@ class Behaviour:
     largest: int | None = None  # bytes a file may have
     read_only: bool = False
     broken: bool = False  # every operation fails with EIO, as on a stick that was pulled out
+    bad: tuple[tuple[int, int], ...] = ()  # (start, length): reads of any file that touch it fail with EIO
     slow: float = 0.0  # seconds each operation takes
     stall: tuple[str, ...] = ()  # operations that do not return ...
     after: int = 0  # ... once so many of them did
@@ -432,6 +433,8 @@ class FileSystem:
     def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
         handle = self.handles[fh]
         self.enter("read", handle=handle)
+        if any(start < offset + size and start + length > offset for start, length in self.behaviour.bad):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
         return os.pread(handle.fd, size, offset)
 
     def write(self, path: str, data: bytes, offset: int, fh: int) -> int:

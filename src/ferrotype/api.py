@@ -196,7 +196,7 @@ def compare(
         references.open_disk(os.fspath(reference), one, job) as first,
         references.open_disk(os.fspath(other), two, job) as second,
     ):
-        return _compare.compare(first.source, second.source, job, strict=strict)
+        return _compare.compare_disks(first, second, job, strict=strict)
 
 
 @contextmanager
@@ -302,10 +302,12 @@ def checksum(
     related: Sequence[PathLike] = (),
     job: Job | None = None,
 ) -> str:
-    """The content hash of a disk, 64 hex digits: the same for the same bytes wherever they are kept."""
-    job = job or NullJob()
-    with references.open_disk(os.fspath(reference), _access(password, format, related), job) as disk:
-        return _checksum.checksum(disk.source, job)
+    """The content hash of a disk, 64 hex digits: the same for the same bytes wherever they are kept.
+
+    What cannot be read counts as zeros where a ``job`` is there to be warned; without one it is a ReadError.
+    """
+    with references.open_disk(os.fspath(reference), _access(password, format, related), job or NullJob()) as disk:
+        return _checksum.checksum(disk.source, NullJob()) if job is None else _checksum.checksum_of(disk, job).digest
 
 
 def info(

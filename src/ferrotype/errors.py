@@ -5,6 +5,7 @@
      ├─ Refused                        it would have harmed something
      ├─ FormatError
      │   ├─ InvalidImage               damaged or hostile bytes
+     │   │   └─ DamagedRange           of one range of a disk alone
      │   ├─ UnsupportedError           valid, but a feature we do not read
      │   └─ NotAllowed                 an image names another file, which the caller does not let it open
      ├─ IntegrityError                 stored bytes are not what was written
@@ -65,6 +66,17 @@ class InvalidImage(FormatError):
     """The bytes contradict their specification: damaged, cut short, or made to do harm."""
 
 
+class DamagedRange(InvalidImage):
+    """What stands for one range of a disk cannot be opened; the rest of the disk may be whole."""
+
+    def __init__(self, message: str, start: int, length: int, *, offset: int | None = None) -> None:
+        super().__init__(message)
+        self.start = start  # on the disk, bytes
+        self.length = length
+        self.why = message
+        self.offset = offset
+
+
 class UnsupportedError(FormatError):
     """The bytes are valid and use a feature that ferrotype does not read."""
 
@@ -112,10 +124,12 @@ class DeviceError(FerrotypeError):
 class ReadError(DeviceError):
     """A byte range could not be read."""
 
-    def __init__(self, what: str, start: int, length: int, why: str) -> None:
+    def __init__(self, what: str, start: int, length: int, why: str, *, gone: bool = False) -> None:
         super().__init__(f"{what}: reading {length} bytes at {start} failed: {why}")
         self.start = start
         self.length = length
+        self.why = why
+        self.gone = gone  # the device or server is not there any more: no other range can be read either
 
 
 class WriteError(DeviceError):

@@ -37,6 +37,20 @@ _WHY: Final = {
 }
 
 
+_MISSING: Final = frozenset(
+    {
+        *(code for code, words in _WHY.items() if words in (_GONE, _AWAY)),
+        errno.ENOMEDIUM,
+        errno.ESTALE,
+    }
+)
+
+
+def is_gone(error: OSError) -> bool:
+    """Whether the storage is not there any more, rather than one range of it unreadable."""
+    return error.errno in _MISSING
+
+
 def why(error: OSError) -> str:
     """What went wrong, and what to do next where that is known."""
     code = error.errno or 0

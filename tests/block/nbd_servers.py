@@ -37,6 +37,18 @@ def nbdkit(path: Path, where: Path, words: list[str]) -> Iterator[str]:
 
 
 @contextlib.contextmanager
+def failing_nbdkit(path: Path, where: Path, start: int, length: int) -> Iterator[str]:
+    """The address of a raw disk of which a range cannot be read."""
+    need("nbdkit")
+    place = where / "failing.sock"
+    fails = f"[ $4 -lt {start + length} ] && [ $(($4+$3)) -gt {start} ]"
+    reads = f"dd if={path} bs=64K iflag=skip_bytes,count_bytes skip=$4 count=$3 status=none"
+    words = [f"get_size=stat -c %s {path}", f"pread=if {fails}; then echo EIO bad >&2; exit 1; fi; {reads}"]
+    with _listening(["nbdkit", "-f", "-r", "-U", str(place), "eval", *words], place) as address:
+        yield address
+
+
+@contextlib.contextmanager
 def _listening(argv: list[str], place: Path) -> Iterator[str]:
     """The address of a server that is started, once its socket is there."""
     with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as process:

@@ -77,7 +77,7 @@ def test_list(image: Path, disk: Path) -> None:
     check_shape(document, LIST)
     first, second = document["snapshots"]
     assert (first["name"], first["tags"], second["name"], second["tags"]) == ("first", ["keep"], "disk.img", [])
-    assert first["disks"] == [{"name": "disk.img", "size": 24 * MiB, "sector_size": 512}]
+    assert first["disks"] == [{"name": "disk.img", "size": 24 * MiB, "sector_size": 512, "unreadable": []}]
     assert first["created"] < second["created"]
     assert first["stored_bytes"] > 2 * MiB > 300 * KiB > second["stored_bytes"] > 64 * KiB
     lines = ferrotype("list", image).out.splitlines()

@@ -212,8 +212,11 @@ def test_what_cannot_be_read_is_no_difference() -> None:
         def read_into(self, offset: int, buf: memoryview, /) -> None:
             raise ReadError("bad", offset, len(buf), "no")
 
-    with pytest.raises(ReadError):
-        compare(MemoryDisk(bytes(MiB)), Bad(bytes(MiB)), NullJob())
+    result = compare(MemoryDisk(bytes(MiB)), Bad(bytes(MiB)), NullJob())
+    assert result.differences == []
+    assert result.first_difference is None
+    assert not result.identical  # and no equality either
+    assert result.unreadable == ([], [(0, MiB)])
 
 
 def test_the_document() -> None:
@@ -224,4 +227,5 @@ def test_the_document() -> None:
         "truncated": False,
         "sizes": [5, 5],
         "read_bytes": 0,
+        "unreadable": [],
     }

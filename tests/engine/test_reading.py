@@ -89,17 +89,18 @@ def test_unreadable_sectors_are_zeros_and_are_recorded(bad: Ranges, step: int) -
     recorded = snapshot.disks[0].unreadable
     assert recorded == tuple((start, end - start) for start, end in joined)
     warnings = [warning for warning in job.warnings if "could not be read" in warning]
-    assert len(warnings) == len(joined)
-    for warning, (start, end) in zip(warnings, joined, strict=True):
+    assert len(warnings) == min(len(joined), 20)
+    for warning, (start, end) in zip(warnings, joined[:20], strict=True):
         assert "old disk" in warning
         assert f"{end - start} bytes at {start}" in warning
-    assert source.failed <= sum(-(-(end - start) // min(step, CHUNK)) for start, end in bad) + 40
+    assert source.failed <= 3 * min(sum(end - start for start, end in bad) // 512, 256) + 60
 
     told, target = NullJob(), MemoryDisk(len(content))
     restore(Part(repository, snapshot.disks[0], 0, len(content)), target, RestoreOptions(), told)
     assert target.data == wanted
     assert len(told.warnings) == min(len(joined), 21)
-    assert f"{joined[0][1] - joined[0][0]} bytes at {joined[0][0]} are zeros" in told.warnings[0]
+    assert f"{joined[0][1] - joined[0][0]} bytes at {joined[0][0]} (sector" in told.warnings[0]
+    assert "are zeros" in told.warnings[0]
     told = NullJob()
     restore(Part(repository, snapshot.disks[0], 0, MiB), MemoryDisk(MiB), RestoreOptions(), told)
     assert not told.warnings  # nothing is lost in that part

@@ -33,7 +33,7 @@ from ferrotype.errors import DeviceError, ReadError, Refused, UsageError, WriteE
 from ferrotype.extents import ExtentMap
 from ferrotype.linux import aligned_buffer
 from ferrotype.stall import Patience, Storage
-from ferrotype.trouble import why
+from ferrotype.trouble import is_gone, why
 from ferrotype.units import GiB, KiB, MiB
 
 __all__ = ["DeviceSink", "DeviceSource", "aligned_buffer", "open_source"]
@@ -42,7 +42,6 @@ _DIRECT: Final = 64 * KiB  # bytes; reads from this size on go around the page c
 _BOUNCE: Final = MiB  # bytes a thread
 _ZEROING: Final = GiB  # bytes zeroed by one call, which cannot be interrupted
 _DIRTY: Final = 64 * MiB  # bytes written through the page cache before they are pushed out
-_PROBES: Final = 64  # failing sectors looked at for one error: each may take the drive many seconds
 
 # How a failing sector is told from a failing device: I/O, medium, protection, target and timeout errors of
 # block/blk-core.c's blk_errors.
@@ -161,24 +160,16 @@ class DeviceSource(_Device):
             os.posix_fadvise(self._bulk, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
     def read_into(self, offset: int, buf: memoryview, /) -> None:
-        """Fill ``buf``.  A ReadError names the first sectors that fail, exactly; ``buf`` is filled before them.
-
-        The range it names ends at the first sector that can be read, at the end of ``buf``, or after 64 sectors.
-        """
+        """Fill ``buf``, or raise ReadError for all of it: ``lenient`` finds out which sectors fail."""
         check_read(self.path, self._size, offset, len(buf))
         if not len(buf):
             return
         try:
-            try:
-                self._read(offset, buf)
-            except OSError as error:
-                if error.errno not in _MEDIUM:
-                    raise
-                self._narrow(offset, buf)
+            self._read(offset, buf)
         except EOFError:
             raise ReadError(str(self.path), offset, len(buf), "the device has become smaller") from None
         except OSError as error:
-            raise ReadError(str(self.path), offset, len(buf), why(error)) from error
+            raise ReadError(str(self.path), offset, len(buf), why(error), gone=is_gone(error)) from error
 
     def extents(self, offset: int, length: int, /) -> ExtentMap:
         check_read(self.path, self._size, offset, length)
@@ -191,9 +182,9 @@ class DeviceSource(_Device):
         super().close()
 
     def _read(self, offset: int, buf: memoryview) -> None:
-        if len(buf) < _DIRECT:
-            read_fully(self._fd, offset, buf)
-        elif not self._direct:
+        if len(buf) < _DIRECT and self._read_cached(offset, buf):
+            return
+        if not self._direct:
             read_fully(self._bulk, offset, buf)
             linux.drop_cache(self._bulk, offset, len(buf))
         elif self._on_sectors(offset, buf):
@@ -202,6 +193,16 @@ class DeviceSource(_Device):
             start, end = self._round_out(offset, offset + len(buf))
             for at in range(start, end, _BOUNCE):
                 self._read_bounced(at, min(at + _BOUNCE, end), offset, buf)
+
+    def _read_cached(self, offset: int, buf: memoryview) -> bool:
+        """False where a sector fails: the cache reads whole pages, and others of the page may be good."""
+        try:
+            read_fully(self._fd, offset, buf)
+        except OSError as error:
+            if error.errno not in _MEDIUM or not self._direct:
+                raise
+            return False
+        return True
 
     def _read_sectors(self, start: int, buf: memoryview) -> None:
         try:
@@ -220,43 +221,6 @@ class DeviceSource(_Device):
         self._read_sectors(start, bounce)
         first, last = max(start, offset), min(end, offset + len(buf))
         buf[first - offset : last - offset] = bounce[first - start : last - start]
-
-    # ------------------------------------------------------------------ sectors that fail
-
-    def _probe(self, start: int, end: int, offset: int, buf: memoryview) -> OSError | None:
-        """Read the sectors into ``buf``, or say how they fail."""
-        try:
-            for at in range(start, end, _BOUNCE):
-                self._read_bounced(at, min(at + _BOUNCE, end), offset, buf)
-        except OSError as error:
-            if error.errno not in _MEDIUM:
-                raise
-            return error
-        return None
-
-    def _narrow(self, offset: int, buf: memoryview) -> None:
-        """Read what failed again, and raise ReadError for the first sectors that fail again."""
-        sector = self.traits.sector_size
-        good, end = self._round_out(offset, offset + len(buf))
-        while good < end and self._probe(good, end, offset, buf) is not None:
-            low, high = good, end  # all before ``low`` is read; between the two, something fails
-            while high - low > sector:
-                middle = low + -(-(high - low) // sector) // 2 * sector
-                if self._probe(low, middle, offset, buf) is None:
-                    low = middle
-                else:
-                    high = middle
-            good = low
-            while good < min(end, low + _PROBES * sector):
-                failed = self._probe(good, min(good + sector, end), offset, buf)
-                if failed is None:
-                    break
-                good += sector
-                error = failed
-            if good > low:
-                start = max(low, offset)
-                raise ReadError(str(self.path), start, min(good, offset + len(buf)) - start, why(error)) from error
-            good += sector  # it has read after all: look on behind it
 
 
 class DeviceSink(_Device):

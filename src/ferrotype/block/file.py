@@ -22,7 +22,7 @@ from ferrotype.block import Traits
 from ferrotype.errors import DeviceError, ReadError, Refused, UsageError, WriteError
 from ferrotype.extents import ExtentMap, State
 from ferrotype.stall import Beat, Patience, Storage
-from ferrotype.trouble import why, why_not_written
+from ferrotype.trouble import is_gone, why, why_not_written
 from ferrotype.units import KiB, MiB
 
 __all__ = ["FileSink", "FileSource"]
@@ -119,7 +119,7 @@ class FileSource:
             else:
                 self._storage.call(lambda _: read_fully(self._fd, offset, buf))
         except OSError as error:
-            raise ReadError(str(self.path), offset, len(buf), why(error)) from error
+            raise ReadError(str(self.path), offset, len(buf), why(error), gone=is_gone(error)) from error
         except EOFError:
             raise ReadError(str(self.path), offset, len(buf), "the file has become shorter") from None
         if self._drop_cache and len(buf) >= BULK:

@@ -64,6 +64,7 @@ _MAX_REPLY: Final = 64 << 10  # bytes of an option's reply, which holds short st
 _MAX_REPLIES: Final = 1000  # replies to one option
 _MAX_CHUNKS: Final = 1 << 16  # of one answer
 _MAX_STATUS: Final = 8 << 20  # bytes of one block status: a million extents
+_GONE: Final = frozenset({errno.ESHUTDOWN})  # error numbers of a server that will read nothing more
 _TICK: Final = 0.25  # seconds between two looks at whether to go on waiting
 
 
@@ -248,7 +249,7 @@ class Connection:
         if reply.cookie != self._cookie:
             self._nonsense("it answers what was not asked")
         if reply.error:
-            raise ReadError(self._where, offset, length, _reason(reply.error))
+            raise ReadError(self._where, offset, length, _reason(reply.error), gone=reply.error in _GONE)
 
     def _chunks(self) -> Iterator[Chunk]:
         """The chunks of an answer, whose first magic number was read; the caller reads their content."""
@@ -270,7 +271,8 @@ class Connection:
         if not chunk.type & _CHUNK_ERROR or not 6 <= chunk.length <= _MAX_REPLY:
             self._nonsense(f"it sends a chunk of the unknown kind {chunk.type}")
         data = self._receive(chunk.length)
-        return ReadError(self._where, offset, length, _reason(int.from_bytes(data[:4], "big")))
+        number = int.from_bytes(data[:4], "big")
+        return ReadError(self._where, offset, length, _reason(number), gone=number in _GONE)
 
     # ------------------------------------------------------------------ the handshake
 

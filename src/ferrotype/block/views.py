@@ -7,7 +7,7 @@
     Unavailable  |    error       |       a disk that cannot be read as things are
 
 A view does not own what it is made of: closing it closes nothing, unless ``owned`` says so.  Its traits are those of
-what it stands on.  A ReadError comes out in the view's own offsets; its message keeps the device's.
+what it stands on.  A ReadError or DamagedRange comes out in the view's own offsets; its message keeps the device's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from ferrotype.block import Sink, Source, Traits
 from ferrotype.block.file import check_read, check_write
-from ferrotype.errors import InvalidImage, ReadError
+from ferrotype.errors import DamagedRange, InvalidImage, ReadError
 from ferrotype.extents import ExtentMap, State, overlay
 
 __all__ = ["Concat", "Overlay", "Part", "SinkSlice", "Slice", "Unavailable", "padded_extents", "read_padded"]
@@ -38,10 +38,10 @@ class Part(NamedTuple):
 
 @contextmanager
 def _shifted(delta: int) -> Iterator[None]:
-    """Move the range a ReadError names, which is a fact for callers, into the view's offsets."""
+    """Move the range an error names, which is a fact for callers, into the view's offsets."""
     try:
         yield
-    except ReadError as error:
+    except (ReadError, DamagedRange) as error:
         error.start += delta
         raise
 

@@ -107,6 +107,8 @@ def command(
 
 
 def _done(snapshot: Snapshot) -> dict[str, object]:
+    from ferrotype.engine.unreadable import as_json
+
     s = snapshot.statistics
     return {
         "snapshot": snapshot.id,
@@ -121,6 +123,7 @@ def _done(snapshot: Snapshot) -> dict[str, object]:
         "chunks": s.chunks,
         "new_chunks": s.new_chunks,
         "seconds": s.seconds,
+        "unreadable": [row for disk in snapshot.disks for row in as_json(disk.unreadable, disk.name)],
     }
 
 

@@ -15,10 +15,11 @@ from ferrotype.cli.frame import REFERENCE, Frame, options
 def command(frame: Frame, ref: str, opening: Opening) -> None:
     """One content hash of REF: the same for the same bytes on a device, in a file, and in a backup."""
     with frame.run() as job:
-        from ferrotype.engine.checksum import ALGORITHM, checksum
+        from ferrotype.engine.checksum import ALGORITHM, checksum_of
         from ferrotype.engine.references import open_disk
+        from ferrotype.engine.unreadable import as_json
 
         with open_disk(ref, opening.access(frame), job) as disk:
-            digest = checksum(disk.source, job)
-            size = disk.source.size
-        frame.show({"algorithm": ALGORITHM, "digest": digest, "size": size}, f"{digest}  {ref}")
+            done = checksum_of(disk, job)
+        document = {"algorithm": ALGORITHM, "digest": done.digest, "size": done.size}
+        frame.show(document | {"unreadable": as_json(done.unreadable)}, f"{done.digest}  {ref}")

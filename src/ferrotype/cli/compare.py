@@ -30,14 +30,14 @@ _SHOWN: Final = 20  # ranges; the JSON document has more
 def command(frame: Frame, ref: str, other: str, strict: bool, other_format: str | None, opening: Opening) -> None:
     """Whether two disks hold the same bytes, whatever they are kept in; exit code 1 if not, and where."""
     with frame.run() as job:
-        from ferrotype.engine.compare import compare
+        from ferrotype.engine.compare import compare_disks
         from ferrotype.engine.references import open_disk
 
         access = replace(opening.access(frame), secret_given=False)  # one of them may need it
         second = replace(access, format=other_format or access.format)
         with open_disk(ref, access, job) as one, open_disk(other, second, job) as two:
-            result = compare(one.source, two.source, job, strict=strict)
-        if not result.identical:
+            result = compare_disks(one, two, job, strict=strict)
+        if result.first_difference is not None:
             frame.code = exits.NO
         frame.show(result.as_json(), lambda: "\n".join(_lines(result)))
 
@@ -45,6 +45,9 @@ def command(frame: Frame, ref: str, other: str, strict: bool, other_format: str 
 def _lines(result: Comparison) -> Iterator[str]:
     if result.identical:
         yield f"identical: {format_size(max(result.sizes))}"
+        return
+    if result.first_difference is None:
+        yield "nothing differs in what can be read, and not all can be: nobody knows whether they are identical"
         return
     yield f"they differ, first at byte {result.first_difference}"
     for what, ranges in (("differ", result.differences), ("are stored in one only", result.allocation)):

@@ -113,6 +113,8 @@ def _planned(disk: OpenDisk, wanted: NewImage, need: Need | None) -> tuple[dict[
 
 
 def _done(out: Path, done: Written, *, device: bool) -> tuple[dict[str, object], str]:
+    from ferrotype.engine.unreadable import as_json
+
     copied = done.copied
     document: dict[str, object] = {
         "format": done.format,
@@ -121,6 +123,7 @@ def _done(out: Path, done: Written, *, device: bool) -> tuple[dict[str, object],
         "written_bytes": copied.written_bytes,
         "stored_bytes": done.stored_bytes,
         "seconds": round(copied.seconds, 3),
+        "unreadable": as_json(copied.unreadable),
     }
     if not device:
         text = f"{out}: {done.format}, {format_size(copied.disk_bytes)} of disk in {format_size(done.stored_bytes)}"

@@ -42,6 +42,7 @@ def command(
         from ferrotype.engine.copy import chosen, copy
         from ferrotype.engine.images import open_or_twin
         from ferrotype.engine.opening import image_files, open_image
+        from ferrotype.engine.unreadable import tell_of_snapshots
         from ferrotype.errors import UsageError
 
         if target_password_file and target_key_file:
@@ -72,10 +73,13 @@ def command(
             job.note(f"{target} has other keys than {path}: everything is sealed anew, and snapshots have other ids")
             if repository.config.encrypted and not into.config.encrypted:
                 job.warn(f"{target} is not encrypted: what is copied into it can be read by everyone")
+        tell_of_snapshots(result.copied, job)
         frame.show(_document(result, dry_run=dry_run), _text(result, target, dry_run=dry_run))
 
 
 def _document(result: CopyResult, *, dry_run: bool) -> dict[str, object]:
+    from ferrotype.engine.unreadable import of_snapshots
+
     copied = [
         {"id": None if dry_run and result.sealed_anew else snapshot.id, "source": original, "name": snapshot.name}
         for snapshot, original in zip(result.copied, result.originals, strict=True)
@@ -87,6 +91,7 @@ def _document(result: CopyResult, *, dry_run: bool) -> dict[str, object]:
         "stored_bytes": result.stored_bytes,
         "sealed_anew": result.sealed_anew,
         "dry_run": dry_run,
+        "unreadable": of_snapshots(result.copied),
     }
 
 

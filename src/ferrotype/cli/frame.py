@@ -103,6 +103,7 @@ class Frame:
     password_command: str | None = None
     key_file: Path | None = None
     stall_limit: float = LIMIT
+    no_warnings: bool = False
     code: int = exits.OK
     _job: CliJob | None = None
     _passphrase: bytes | None = None
@@ -114,7 +115,10 @@ class Frame:
     def run(self) -> Iterator[CliJob]:
         """Run the verb's body; afterwards print its result and end the process with the right code."""
         job = CliJob(
-            display_for("none" if self.quiet else self.progress, sys.stderr), self._say, verbose=self.verbose
+            display_for("none" if self.quiet else self.progress, sys.stderr),
+            self._say,
+            verbose=self.verbose,
+            alarm=self._alarm,
         )
         self._job = job
         from ferrotype import linux  # ctypes takes its time, which help need not spend
@@ -151,6 +155,10 @@ class Frame:
 
     def _say(self, message: str) -> None:
         if not self.quiet:
+            click.echo(output.printable(message), err=True)
+
+    def _alarm(self, message: str) -> None:
+        if not self.no_warnings:
             click.echo(output.printable(message), err=True)
 
     def _fail(self, error: BaseException, job: CliJob) -> None:
@@ -307,9 +315,20 @@ def options(function: F) -> F:
         password_command: str | None,
         key_file: Path | None,
         stall_limit: float,
+        no_warnings: bool,
         **kwargs: Any,
     ) -> None:
-        frame = Frame(json, progress, quiet, verbose, password_file, password_command, key_file, stall_limit)
+        frame = Frame(
+            json,
+            progress,
+            quiet,
+            verbose,
+            password_file,
+            password_command,
+            key_file,
+            stall_limit,
+            no_warnings=no_warnings,
+        )
         function(frame, **kwargs)
 
     for option in reversed(
@@ -321,7 +340,8 @@ def options(function: F) -> F:
                 default="auto",
                 help="Progress on standard error.",
             ),
-            click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors."),
+            click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors."),
+            click.option("--no-warnings", is_flag=True, help="Do not print warnings; the exit code stays 8."),
             click.option("-v", "--verbose", is_flag=True, help="Name each step as it begins."),
             click.option("--password-file", type=IMAGE, help="Read the passphrase from the first line of a file."),
             click.option("--password-command", help="Read the passphrase from what a command prints."),

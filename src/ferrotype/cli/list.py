@@ -24,11 +24,13 @@ def command(frame: Frame, image: Path) -> None:
     """The snapshots of IMAGE, oldest first: when, what, how large, how much of it was new."""
     with frame.run() as job:
         from ferrotype.engine.same_disks import number_of, together
+        from ferrotype.engine.unreadable import as_json, tell_of_snapshots
 
         with frame.open_image(image, job) as repository:
             known = repository.snapshots()
         groups = together(known)
         numbers = number_of(groups)
+        tell_of_snapshots(known, job)
         documents: list[dict[str, object]] = [
             {
                 "id": snapshot.id,
@@ -40,7 +42,13 @@ def command(frame: Frame, image: Path) -> None:
                 "order": snapshot.order,
                 "group": numbers[snapshot.id],
                 "disks": [
-                    {"name": disk.name, "size": disk.size, "sector_size": disk.sector_size} for disk in snapshot.disks
+                    {
+                        "name": disk.name,
+                        "size": disk.size,
+                        "sector_size": disk.sector_size,
+                        "unreadable": as_json(disk.unreadable),
+                    }
+                    for disk in snapshot.disks
                 ],
                 "read_bytes": snapshot.statistics.read_bytes,
                 "stored_bytes": snapshot.statistics.stored_bytes,

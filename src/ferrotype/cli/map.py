@@ -17,12 +17,15 @@ from ferrotype.cli.frame import REFERENCE, Frame, options
 def command(frame: Frame, ref: str, opening: Opening) -> None:
     """The allocation map of REF: which bytes hold data, which are zero, which no file system uses."""
     with frame.run() as job:
+        from ferrotype.block.lenient import known_unreadable
         from ferrotype.engine.info import disk_map
         from ferrotype.engine.references import open_disk
+        from ferrotype.engine.unreadable import as_json
 
         with open_disk(ref, opening.access(frame), job) as disk:
             extents = disk_map(disk, job)
-        frame.show({"extents": extents}, lambda: "\n".join(_lines(extents)))
+            lost = as_json(known_unreadable(disk.source))
+        frame.show({"extents": extents, "unreadable": lost}, lambda: "\n".join(_lines(extents)))
 
 
 def _lines(extents: list[dict[str, object]]) -> Iterator[str]:

@@ -106,12 +106,14 @@ class CliJob:
         clock: Callable[[], float] = time.monotonic,
         *,
         verbose: bool = False,
+        alarm: Callable[[str], None] | None = None,
     ) -> None:
         self.warnings: list[str] = []
         self.notes: list[str] = []
         self.stop = False
         self._display = display
         self._say = say
+        self._alarm = alarm or say
         self._verbose = verbose  # name each phase as it begins
         self._clock = clock
         self._lock = threading.Lock()
@@ -163,7 +165,7 @@ class CliJob:
                 return
             self.warnings.append(message)
             self._display.clear()
-            self._say(f"warning: {message}")
+            self._alarm(f"warning: {message}")
 
     def note(self, message: str, /) -> None:
         with self._lock:

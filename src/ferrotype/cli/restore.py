@@ -54,10 +54,11 @@ def command(
     """
     with frame.run() as job:
         from ferrotype.engine.references import open_disk
-        from ferrotype.engine.restore import RestoreOptions, check_target, restore, say_what_was_lost
+        from ferrotype.engine.restore import RestoreOptions, check_target, restore
         from ferrotype.engine.room import Need, free_for, need_of
         from ferrotype.engine.space import check_restore, stored_bytes
         from ferrotype.engine.targets import check_fits, open_target, refuse_harm
+        from ferrotype.engine.unreadable import as_json
         from ferrotype.engine.writing import NewImage, check_image, options_help, parse_options, write_image
         from ferrotype.errors import UsageError
 
@@ -84,7 +85,6 @@ def command(
                     return
                 if not force and target.exists():
                     confirm(frame, target, disk.reference.text)
-                say_what_was_lost(part, job)
                 written = write_image(disk, wanted, job)
                 frame.show(*_written(target, written))
                 return
@@ -117,6 +117,7 @@ def command(
             "kept_bytes": done.kept_bytes,
             "table_moved": done.table_moved,
             "seconds": round(done.seconds, 3),
+            "unreadable": as_json(done.unreadable),
         }
         text = f"restored {format_size(done.disk_bytes)} to {target} in {done.seconds:.1f} s: "
         text += f"{format_size(done.written_bytes)} written, {format_size(done.zeroed_bytes)} zeroed"
@@ -143,6 +144,8 @@ def _format(target: Path, named: str | None, *, whole: bool) -> str | None:
 
 
 def _written(target: Path, done: Written) -> tuple[dict[str, object], str]:
+    from ferrotype.engine.unreadable import as_json
+
     copied = done.copied
     document: dict[str, object] = {
         "format": done.format,
@@ -153,6 +156,7 @@ def _written(target: Path, done: Written) -> tuple[dict[str, object], str]:
         "table_moved": False,
         "stored_bytes": done.stored_bytes,
         "seconds": round(copied.seconds, 3),
+        "unreadable": as_json(copied.unreadable),
     }
     text = f"restored {format_size(copied.disk_bytes)} to {target} as {done.format} in {copied.seconds:.1f} s: "
     return document, text + f"{format_size(done.stored_bytes)} stored"

@@ -44,15 +44,18 @@ def command(frame: Frame, image: Path, deep: bool, sample: float, since_last: bo
             _check(frame, image, opening, job)
             return
         from ferrotype.engine.turns import state_file
+        from ferrotype.engine.unreadable import of_snapshots
         from ferrotype.engine.verify import VerifyOptions, verify
 
         with frame.open_image(image) as repository:
             turns = state_file(_state_folder(), repository.config.id, image, deep=deep) if since_last else None
             result = verify(repository, VerifyOptions(deep, sample, turns=turns), job)
-            names = {snapshot.id: snapshot.name for snapshot in repository.snapshots()}
+            known = repository.snapshots()
+        names = {snapshot.id: snapshot.name for snapshot in known}
         if not result.ok:
             frame.code = exits.NO
-        frame.show(_document(result), "\n".join(_lines(image, result, names, deep=deep)))
+        document = _document(result) | {"unreadable": of_snapshots(known)}
+        frame.show(document, "\n".join(_lines(image, result, names, deep=deep)))
 
 
 def _is_foreign(image: Path, opening: Opening) -> bool:

@@ -18,10 +18,12 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from ferrotype.block.lenient import Lenient, joined
+from ferrotype.engine import unreadable
 from ferrotype.engine.batches import BatchSealer, Tally
 from ferrotype.engine.prepare import NamedSource, PreparedDisk, described, prepare, warn_of_clock
 from ferrotype.engine.space import warn_of_backup
-from ferrotype.extents import Offsets
+from ferrotype.extents import Offsets, State
 from ferrotype.job import Job
 from ferrotype.pipeline import map_ordered
 from ferrotype.repository.chunkmap import MapBuilder
@@ -66,11 +68,13 @@ def backup(repository: Repository, sources: Sequence[NamedSource], options: Back
         if writer.adopted:
             job.note(f"a backup that was cut is taken up again: {writer.adopted} chunks of it are used")
         total = Tally()
-        records = []
+        records, reasons = [], dict[str, str]()
         for disk in prepared:
             job.begin(f"backing up {disk.named.name}", disk.plan.data_bytes)
-            record, tally = _backup_disk(repository, writer, disk, options, job)
+            worker = BatchSealer(repository, writer, disk, job)
+            record, tally = _backup_disk(worker, writer, disk, options, job)
             records.append(record)
+            reasons[record.name] = worker.source.reason
             total.add(tally)
         job.begin("reading back and committing" if options.verify_after else "committing")
         statistics = Statistics(
@@ -103,8 +107,9 @@ def backup(repository: Repository, sources: Sequence[NamedSource], options: Back
         )
     warn_of_clock(snapshot, known, prepared, job)
     for record in records:
-        for start, length in record.unreadable:
-            job.warn(f"{record.name}: {length} bytes at {start} could not be read and are kept as zeros")
+        unreadable.tell(
+            record.name, record.unreadable, job, sector=record.sector_size, reason=reasons.get(record.name, "")
+        )
     return snapshot
 
 
@@ -121,9 +126,8 @@ def _fresh_index(repository: Repository) -> Iterator[None]:
 
 
 def _backup_disk(
-    repository: Repository, writer: Writer, disk: PreparedDisk, options: BackupOptions, job: Job
+    worker: BatchSealer, writer: Writer, disk: PreparedDisk, options: BackupOptions, job: Job
 ) -> tuple[DiskRecord, Tally]:
-    worker = BatchSealer(repository, writer, disk, job)
     workers = options.workers or len(os.sched_getaffinity(0))
     tally = Tally()
     roots: list[ChunkId] = [ZERO_ID] * len(disk.plan.regions)
@@ -156,15 +160,26 @@ def _backup_disk(
         chunk_size=disk.plan.chunk_size,
         regions=regions,
         all_sectors=options.all_sectors,
-        unreadable=_lost(tally.unreadable, disk.plan.data),
+        unreadable=tuple(
+            joined([*_lost(worker.source.found, disk.plan.data), *_known(worker.source, disk, options)])
+        ),
     )
     return record, tally
 
 
-def _lost(unreadable: list[tuple[int, int]], data: tuple[Offsets, Offsets]) -> tuple[tuple[int, int], ...]:
+def _known(source: Lenient, disk: PreparedDisk, options: BackupOptions) -> list[tuple[int, int]]:
+    """What the source itself knows to be missing, as far as it is kept: zeros that are known, too."""
+    if not source.known:
+        return []
+    free = State.DATA if options.all_sectors else State.FREE
+    kept = disk.survey.extents.runs(free, present=False) if free else (np.zeros(1, np.int64), np.array([source.size]))
+    return _lost(source.known, kept)
+
+
+def _lost(ranges: list[tuple[int, int]], data: tuple[Offsets, Offsets]) -> list[tuple[int, int]]:
     """The (start, length) that could not be read and hold data, neighbours joined; nobody misses free space."""
     lost: list[tuple[int, int]] = []
-    for start, length in sorted(unreadable):
+    for start, length in sorted(ranges):
         end = start + length
         low = int(np.searchsorted(data[1], start, "right"))
         high = int(np.searchsorted(data[0], end, "left"))
@@ -173,7 +188,7 @@ def _lost(unreadable: list[tuple[int, int]], data: tuple[Offsets, Offsets]) -> t
             if lost and sum(lost[-1]) == first:
                 first = lost.pop()[0]
             lost.append((first, last - first))
-    return tuple(lost)
+    return lost
 
 
 def summary(snapshot: Snapshot) -> str:

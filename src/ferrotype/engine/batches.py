@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ferrotype.block.device import aligned_buffer
+from ferrotype.block.lenient import Lenient
 from ferrotype.block.zeros import zero_cells
 from ferrotype.engine.plan import Batch, CellRun, blank_gaps
 from ferrotype.engine.prepare import PreparedDisk
-from ferrotype.errors import IntegrityError, ReadError
+from ferrotype.errors import IntegrityError
 from ferrotype.job import Job
 from ferrotype.repository.chunkmap import ChunkMap
 from ferrotype.repository.sealing import ID_SIZE, ZERO_ID, ChunkId
@@ -36,7 +37,6 @@ class Tally:
     new: int = 0
     chunks: int = 0
     new_chunks: int = 0
-    unreadable: list[tuple[int, int]] = field(default_factory=list)
 
     def add(self, other: Tally) -> None:
         self.read += other.read
@@ -45,7 +45,6 @@ class Tally:
         self.new += other.new
         self.chunks += other.chunks
         self.new_chunks += other.new_chunks
-        self.unreadable += other.unreadable
 
 
 @dataclass(slots=True)
@@ -64,7 +63,7 @@ class BatchSealer:
     def __init__(self, repository: Repository, writer: Writer, disk: PreparedDisk, job: Job) -> None:
         self._sealer = repository.sealer
         self._writer = writer
-        self._source = disk.named.source
+        self.source = Lenient(disk.named.source, job)
         self._plan = disk.plan
         self._local = threading.local()
         self._job = job
@@ -80,7 +79,8 @@ class BatchSealer:
         out = SealedBatch(batch.region, [], [], Tally())
         for run, known in zip(batch.runs, parent_ids, strict=True):
             view = self._buffer(run.length)
-            self._read(run, view, out.tally)
+            self.source.read_into(run.start, view)
+            out.tally.read += run.length
             blank_gaps(view, run.start, self._plan.data)
             out.ids.append((run.first, self._seal_cells(view, known, out)))
         return out
@@ -101,21 +101,6 @@ class BatchSealer:
         if buffer is None or len(buffer) < length:
             buffer = self._local.buffer = aligned_buffer(max(length, self._plan.chunk_size))
         return buffer[:length]
-
-    def _read(self, run: CellRun, view: memoryview, tally: Tally) -> None:
-        """Fill ``view``; what the device cannot read becomes zeros and is noted."""
-        pending = [(0, run.length)]
-        while pending:
-            low, high = pending.pop()
-            try:
-                self._source.read_into(run.start + low, view[low:high])
-            except ReadError as error:
-                bad = min(max(error.start - run.start, low), high - 1)
-                end = min(max(error.start + error.length - run.start, bad + 1), high)
-                view[bad:end] = bytes(end - bad)
-                tally.unreadable.append((run.start + bad, end - bad))
-                pending += [part for part in ((end, high), (low, bad)) if part[0] < part[1]]
-        tally.read += run.length
 
     def _seal_cells(self, view: memoryview, before: NDArray[np.void] | None, out: SealedBatch) -> bytes:
         size, sealer, writer, tally = self._plan.chunk_size, self._sealer, self._writer, out.tally

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
 from ferrotype.block.file import FileSource
+from ferrotype.block.lenient import known_unreadable
 from ferrotype.engine.references import IMAGE_SUFFIX, Access, open_disk, parse
+from ferrotype.engine.unreadable import as_json
 from ferrotype.errors import UsageError
 from ferrotype.formats.registry import recognise, recognise_folder
 from ferrotype.job import Job
@@ -22,6 +25,7 @@ class Checked:
     format: str
     checked_bytes: int
     damaged: tuple[str, ...]
+    unreadable: Sequence[tuple[int, int]] = ()  # (start, length) that the image says could not be read
 
     @property
     def ok(self) -> bool:
@@ -34,6 +38,7 @@ class Checked:
             "checked_bytes": self.checked_bytes,
             "damaged": [{"problem": sentence} for sentence in self.damaged],
             "problems": list(self.damaged),
+            "unreadable": as_json(self.unreadable),
         }
 
 
@@ -60,7 +65,7 @@ def check(text: str, access: Access, job: Job) -> Checked:
             )
         job.begin(f"checking {disk.reference.text}", disk.source.size)
         damaged = disk.image.check(counting)
-        return Checked(disk.format, counting.done, tuple(damaged))
+        return Checked(disk.format, counting.done, tuple(damaged), known_unreadable(disk.source))
 
 
 class _Counting:

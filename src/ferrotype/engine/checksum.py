@@ -12,23 +12,38 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 from blake3 import blake3
 
 from ferrotype.block import Source
 from ferrotype.block.device import aligned_buffer
+from ferrotype.block.lenient import Lenient
+from ferrotype.engine.unreadable import tell_of_disk
 from ferrotype.extents import ExtentMap, State
 from ferrotype.job import Job
 from ferrotype.pipeline import map_ordered
 from ferrotype.units import MiB
+
+if TYPE_CHECKING:
+    from ferrotype.engine.references import OpenDisk
 
 ALGORITHM: Final = "ferrotype-blake3-tree-v1"
 LEAF: Final = MiB
 FAN_OUT: Final = 256
 _TOGETHER: Final = 4  # leaves that a worker takes at a time
 _DOMAIN: Final = b"ferrotype content hash v1"
+
+
+@dataclass(frozen=True, slots=True)
+class Checksum:
+    """The content hash of a disk, and (start, length) of what counts as zeros for want of what stands there."""
+
+    digest: str
+    size: int
+    unreadable: Sequence[tuple[int, int]]
 
 
 def checksum(source: Source, job: Job, *, workers: int = 0) -> str:
@@ -47,6 +62,14 @@ def checksum(source: Source, job: Job, *, workers: int = 0) -> str:
             job.advance(min(LEAF, source.size - number * LEAF))
     last = tree.finish(hasher.last_zero())
     return blake3(_DOMAIN + source.size.to_bytes(8, "little") + last).hexdigest()
+
+
+def checksum_of(disk: OpenDisk, job: Job) -> Checksum:
+    """The content hash of a disk; what cannot be read counts as zeros, as in a backup of it, and the job is told."""
+    source = Lenient(disk.source, job)
+    digest = checksum(source, job)
+    tell_of_disk(disk, source.found, job, source.reason)
+    return Checksum(digest, source.size, source.unreadable)
 
 
 class _Leaves:

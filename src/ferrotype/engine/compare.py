@@ -11,21 +11,26 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ferrotype.block import Source
 from ferrotype.block.device import aligned_buffer
+from ferrotype.block.lenient import Lenient
+from ferrotype.engine.unreadable import tell_of_disk
 from ferrotype.extents import ExtentMap, State, merge
 from ferrotype.job import Job
 from ferrotype.pipeline import map_ordered
 from ferrotype.units import KiB, MiB, TiB
 
-__all__ = ["MAX_RANGES", "SECTOR", "Comparison", "compare"]
+if TYPE_CHECKING:
+    from ferrotype.engine.references import OpenDisk
+
+__all__ = ["MAX_RANGES", "SECTOR", "Comparison", "compare", "compare_disks"]
 
 MAX_RANGES: Final = 10_000  # listed; what has as many is not looked at to its end
 SECTOR: Final = 512  # bytes: listed ranges begin and end at multiples of it, or at the end of the longer disk
@@ -47,12 +52,23 @@ class Comparison:
     allocation: list[tuple[int, int]] = field(default_factory=list)  # strict: one stores what is no data in the other
     truncated: bool = False  # there may be more than what is listed
     strict: bool = False
+    found: tuple[Sequence[tuple[int, int]], Sequence[tuple[int, int]]] = (), ()  # of these, not known before
+    reasons: tuple[str, str] = "", ""  # why the first of those could not be read
     compared_bytes: int = 0  # that were read, of either
+    unreadable: tuple[Sequence[tuple[int, int]], Sequence[tuple[int, int]]] = (), ()  # of each; not compared
 
     @property
     def identical(self) -> bool:
-        """Whether the disks hold the same; what one of them has more is zeros, or, if strict, nothing."""
-        return self.first_difference is None
+        """Whether the disks hold the same; what one of them has more is zeros, or, if strict, nothing.
+
+        False, too, where nothing differs and something could not be compared: then nobody knows.
+        """
+        return self.first_difference is None and not self.unknown
+
+    @property
+    def unknown(self) -> bool:
+        """Whether something of either disk could not be read, now or when its image was made."""
+        return any(self.unreadable)
 
     def as_json(self) -> dict[str, object]:
         document: dict[str, object] = {
@@ -62,6 +78,11 @@ class Comparison:
             "truncated": self.truncated,
             "sizes": list(self.sizes),
             "read_bytes": self.compared_bytes,
+            "unreadable": [
+                {"disk": which, "start": start, "length": length}
+                for which, ranges in enumerate(self.unreadable)
+                for start, length in ranges
+            ],
         }
         if self.strict:
             document["allocation_differences"] = [{"start": s, "length": n} for s, n in self.allocation]
@@ -78,7 +99,8 @@ def compare(one: Source, other: Source, job: Job, *, strict: bool = False, worke
     if one.size != other.size:
         job.note(f"the sizes differ: {one.size} and {other.size} bytes; what one of them has more should be zeros")
     job.begin("comparing", whole)
-    worker = _Worker(one, other)
+    lenient = Lenient(one, job), Lenient(other, job)
+    worker = _Worker(*lenient)
     count = workers or len(os.sched_getaffinity(0))
     at = 0
     for done in map_ordered(worker, _batches(one, other, result), workers=count, depth=3 * count):
@@ -92,8 +114,22 @@ def compare(one: Source, other: Source, job: Job, *, strict: bool = False, worke
         job.advance(whole - at)
     if strict:
         _add_strict(result)
+    result.unreadable = lenient[0].unreadable, lenient[1].unreadable
+    result.found = lenient[0].found, lenient[1].found
+    result.reasons = lenient[0].reason, lenient[1].reason
     if result.truncated:
         job.warn(f"more than {MAX_RANGES} ranges differ, and what follows them was not looked at")
+    return result
+
+
+def compare_disks(one: OpenDisk, other: OpenDisk, job: Job, *, strict: bool = False) -> Comparison:
+    """``compare``, with the job told what of either could not be read."""
+    result = compare(one.source, other.source, job, strict=strict)
+    for disk, found, reason in zip((one, other), result.found, result.reasons, strict=True):
+        tell_of_disk(disk, found, job, reason)
+    if result.unknown and result.first_difference is None:
+        lost = sum(length for ranges in result.unreadable for _, length in ranges)
+        job.warn(f"nothing differs in what can be read, but {lost} bytes could not be compared")
     return result
 
 
@@ -182,7 +218,7 @@ class _Done:
 class _Worker:
     """Reads batches of two disks and compares them; called from many threads."""
 
-    def __init__(self, one: Source, other: Source) -> None:
+    def __init__(self, one: Lenient, other: Lenient) -> None:
         self._one, self._other = one, other
         self._local = threading.local()
 
@@ -201,6 +237,8 @@ class _Worker:
         start, length = zeros.start, zeros.length
         first, second = self._buffers()
         read = _fill(self._one, first, zeros, _ONE) + _fill(self._other, second, zeros, _OTHER)
+        for low, count in (*self._one.lost_in(start, length), *self._other.lost_in(start, length)):
+            first[low - start : low - start + count] = second[low - start : low - start + count] = bytes(count)
         mine, theirs = np.frombuffer(first[:length], np.uint8), np.frombuffer(second[:length], np.uint8)
         if _same(mine, theirs):
             return read, None, []

@@ -24,10 +24,11 @@ import numpy as np
 
 from ferrotype.block import Source
 from ferrotype.block.device import aligned_buffer
+from ferrotype.block.lenient import Lenient
 from ferrotype.block.views import padded_extents, read_padded
 from ferrotype.block.zeros import zero_cells
 from ferrotype.extents import ExtentMap, State, merge
-from ferrotype.formats import Packer, WritableSink
+from ferrotype.formats import Marking, Packer, WritableSink
 from ferrotype.job import Job
 from ferrotype.pipeline import map_ordered
 from ferrotype.units import KiB, MiB
@@ -50,6 +51,9 @@ class Converted:
     read_bytes: int = 0
     written_bytes: int = 0
     seconds: float = 0.0
+    unreadable: Sequence[tuple[int, int]] = ()  # (start, length) that are zeros for want of what stands there
+    found: Sequence[tuple[int, int]] = ()  # those of them that were not known before
+    reason: str = ""  # why the first of these could not be read
 
 
 def copy(
@@ -58,9 +62,11 @@ def copy(
     """Write the whole source to a sink of the same size, and finish it.  Nothing is flushed or committed.
 
     With ``backing`` the sink shows that where nothing is written, and only what differs from it is.  On a sink that
-    is not blank, known zeros are written as zeros.
+    is not blank, known zeros are written as zeros.  What cannot be read is zeros in the sink, which is told of it
+    where it has a place for that.
     """
     began = time.monotonic()
+    source = Lenient(source, job)
     if source.size != sink.size:
         raise ValueError(f"the source has {source.size} bytes and the sink {sink.size}")
     result = Converted(disk_bytes=source.size)
@@ -77,6 +83,10 @@ def copy(
         job.advance(done.end - done.start)
         at = done.end
     _pass_over(sink, at, source.size, job, held=held)
+    result.unreadable, result.found = source.unreadable, source.found
+    result.reason = source.reason
+    if isinstance(sink, Marking):
+        sink.mark_unreadable(result.unreadable)
     sink.finish()
     result.seconds = time.monotonic() - began
     return result

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Final
 
+from ferrotype.block.lenient import known_unreadable
 from ferrotype.engine.references import OpenDisk
 from ferrotype.engine.survey import Survey, survey
+from ferrotype.engine.unreadable import as_json, tell_of_disk
 from ferrotype.extents import Extent, State
 from ferrotype.formats.mapped import Kind, Run, runs_of
 from ferrotype.job import Job
@@ -57,6 +59,7 @@ class Headers:
             "volumes": [],
             "free_bytes": None,
             "hole_bytes": None,
+            "unreadable": [],
         }
 
 
@@ -65,6 +68,7 @@ class DiskInfo(Headers):
     """A disk and its survey, and of a disk image what its container says."""
 
     survey: Survey = field(kw_only=True)
+    unreadable: Sequence[tuple[int, int]] = ()  # (start, length) known to be zeros for want of what stands there
 
     def as_json(self) -> dict[str, object]:
         s = self.survey
@@ -77,6 +81,7 @@ class DiskInfo(Headers):
             "volumes": [volume.as_json() for volume in s.volumes],
             "free_bytes": s.extents.total(State.FREE),
             "hole_bytes": s.extents.total(State.HOLE),
+            "unreadable": as_json(self.unreadable),
         }
 
 
@@ -86,11 +91,19 @@ def disk_info(disk: OpenDisk, job: Job) -> DiskInfo:
     surveyed = survey(disk.source, sector_size=disk.sector_size)
     for sentence in surveyed.told.damage:
         job.warn(sentence)
+    tell_of_disk(disk, (), job)
     for sentence in [*surveyed.told.unclean, *surveyed.told.notes]:
         job.note(sentence)
     known = disk_headers(disk)
     return DiskInfo(
-        known.format, known.size, known.files, known.container, known.hashes, known.disks, survey=surveyed
+        known.format,
+        known.size,
+        known.files,
+        known.container,
+        known.hashes,
+        known.disks,
+        survey=surveyed,
+        unreadable=known_unreadable(disk.source),
     )
 
 

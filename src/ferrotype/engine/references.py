@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -21,7 +22,7 @@ from ferrotype.block import Source, read
 from ferrotype.block.device import open_source
 from ferrotype.block.file import FileSource
 from ferrotype.block.views import Slice
-from ferrotype.errors import FormatError, UsageError
+from ferrotype.errors import FormatError, InvalidImage, UsageError
 from ferrotype.formats import Image
 from ferrotype.formats.mapped import shortfalls
 from ferrotype.formats.names import no_raw_disk
@@ -153,9 +154,40 @@ class OpenDisk:
 def open_disk(text: str, access: Access, job: Job) -> Iterator[OpenDisk]:
     """The disk, or partition, that a reference names.
 
+    Raises InvalidImage where it has no bytes at all, such as a card reader without a card or a file that was never
+    written.  Warns afterwards where a file of it has become smaller meanwhile.
+
     Where a disk image lacks what its disk takes, such as a parent or a key, that is raised at once; with
     ``headers_only`` the image says it in ``missing``, and nothing can be read of the disk, nor any partition found.
     """
+    with _open_disk(text, access, job) as disk:
+        missing = disk.image is not None and disk.image.missing is not None
+        if not disk.source.size and disk.format != "ferro" and not missing:
+            what = "there is no medium in it, or it is not ready" if disk.format == "device" else "look at its origin"
+            raise InvalidImage(f"{disk.reference.text} is a disk of 0 bytes, which is none: {what}")
+        before = _sizes(disk)
+        yield disk
+        now = _sizes(disk)
+        for path, size in before.items():
+            if path in now and now[path] < size:
+                job.warn(
+                    f"{path} had {size} bytes when it was opened and has {now[path]} now: another program has cut "
+                    "it, and what was read of it is not whole"
+                )
+
+
+def _sizes(disk: OpenDisk) -> dict[Path, int]:
+    """Of the regular files that a disk image stands in.  A backup proves what it reads."""
+    found = {}
+    for path in () if disk.format == "ferro" else disk.files:
+        with suppress(OSError):  # renamed or removed meanwhile: what is open stays
+            if stat.S_ISREG((status := os.stat(path)).st_mode):
+                found[path] = status.st_size
+    return found
+
+
+@contextmanager
+def _open_disk(text: str, access: Access, job: Job) -> Iterator[OpenDisk]:
     reference = parse(text)
     if is_image(reference, access):
         from ferrotype.engine.opening import open_image

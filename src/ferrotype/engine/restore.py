@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol, cast
 
@@ -23,8 +23,10 @@ from numpy.typing import NDArray
 
 from ferrotype.block import Sink, Source
 from ferrotype.block.device import aligned_buffer
+from ferrotype.block.lenient import clipped
 from ferrotype.engine.larger import settle_table
 from ferrotype.engine.targets import check_takes
+from ferrotype.engine.unreadable import BEFORE, tell
 from ferrotype.errors import CorruptChunk, MissingChunk
 from ferrotype.extents import State
 from ferrotype.job import Job
@@ -36,7 +38,6 @@ from ferrotype.repository.store import Repository
 from ferrotype.units import MiB
 
 _BATCH: Final = 2 * MiB  # bytes of the disk a worker restores at a time
-_NAMED: Final = 20  # lost ranges that are told one by one
 _LOOKUP: Final = 1 << 18  # chunks located together: so many touch each page of a large index, which is swept seldom
 
 
@@ -66,6 +67,9 @@ class RestoreResult:
     kept_bytes: int = 0  # already right on the target
     table_moved: bool = False
     seconds: float = 0.0
+    unreadable: Sequence[
+        tuple[int, int]
+    ] = ()  # (start on the target, length) that are zeros for want of what stood there
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,11 @@ class Part:
     disk: DiskRecord
     start: int
     length: int
+
+    @property
+    def unreadable(self) -> list[tuple[int, int]]:
+        """What of it could not be read when the backup was made: start on the disk, and length."""
+        return clipped(self.disk.unreadable, self.start, self.length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,20 +138,14 @@ def restore(
     job.begin("flushing")
     sink.flush()
     result.seconds = time.monotonic() - began
+    result.unreadable = [(start - part.start, length) for start, length in part.unreadable]
     say_what_was_lost(part, job)
     return result
 
 
 def say_what_was_lost(part: Part, job: Job) -> None:
     """The zeros that stand for what the backup could not read, or salvage could not save, are no content."""
-    lost = [r for r in part.disk.unreadable if r[0] < part.start + part.length and sum(r) > part.start]
-    for start, length in lost[:_NAMED]:
-        job.warn(
-            f"{part.disk.name}: {length} bytes at {start} are zeros: they could not be read when the backup was made"
-        )
-    if len(lost) > _NAMED:
-        rest = sum(length for _, length in lost[_NAMED:])
-        job.warn(f"{part.disk.name}: so are {rest} bytes in {len(lost) - _NAMED} more places")
+    tell(part.disk.name, part.unreadable, job, sector=part.disk.sector_size, what=BEFORE)
 
 
 # ---------------------------------------------------------------------- what goes where

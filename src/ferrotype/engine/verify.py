@@ -24,6 +24,7 @@ import numpy as np
 
 from ferrotype.engine.damage import Damage, find_damage, lost_chunks
 from ferrotype.engine.turns import Progress, begin_or_resume
+from ferrotype.engine.unreadable import tell_of_snapshots
 from ferrotype.errors import CorruptChunk, DeviceError, FerrotypeError, IntegrityError, StoreError
 from ferrotype.job import Job
 from ferrotype.pipeline import map_ordered
@@ -92,6 +93,8 @@ def verify(repository: Repository, options: VerifyOptions, job: Job) -> VerifyRe
             now = {info.name: info.size for info in repository.store.list(PACKS)}
             result.progress = turns.settle(options.turns, now, options.sample, packs, job)
     _check_the_rest(repository, bad, result, job)
+    with suppress(*_UNREADABLE):  # what is wrong with the snapshots was found
+        tell_of_snapshots(repository.snapshots(), job)
     return result
 
 

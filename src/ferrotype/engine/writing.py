@@ -20,6 +20,7 @@ from ferrotype.engine.convert import Converted, copy
 from ferrotype.engine.references import OpenDisk
 from ferrotype.engine.room import check_room
 from ferrotype.engine.targets import refuse_harm
+from ferrotype.engine.unreadable import tell_of_disk
 from ferrotype.errors import Refused, UsageError
 from ferrotype.formats import Backing, Options, Spec, Writable
 from ferrotype.formats.registry import (
@@ -118,6 +119,13 @@ def write_image(disk: OpenDisk, wanted: NewImage, job: Job) -> Written:
     there cannot be room.
     """
     check_image(disk, wanted)
+    written = _write(disk, wanted, job)
+    if wanted.format != "ferro":  # a backup tells it itself
+        tell_of_disk(disk, written.copied.found, job, written.copied.reason)
+    return written
+
+
+def _write(disk: OpenDisk, wanted: NewImage, job: Job) -> Written:
     if wanted.path.is_block_device():
         from ferrotype.engine.writing_device import write_device
 

@@ -65,10 +65,10 @@ def write_backup(disk: OpenDisk, wanted: NewImage, job: Job) -> Written:
         with open_or_create(
             path, options, _no_secret, lambda _: wanted.secret or _no_secret(path), opener=opener
         ) as made:
-            named = known_by(disk)
-            statistics = backup(made, [named], BackupOptions(all_sectors=True, becomes=wanted.path), job).statistics
+            snapshot = backup(made, [known_by(disk)], BackupOptions(all_sectors=True, becomes=wanted.path), job)
         stored = path.stat().st_blocks * 512
-    copied = Converted(statistics.disk_bytes, statistics.read_bytes, statistics.new_bytes, statistics.seconds)
+    done, lost = snapshot.statistics, snapshot.disks[0].unreadable
+    copied = Converted(done.disk_bytes, done.read_bytes, done.new_bytes, done.seconds, lost)
     return Written("ferro", copied, stored)
 
 

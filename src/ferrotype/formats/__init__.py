@@ -14,7 +14,7 @@ a key, ``open`` gives an Image that says so: ``Image.missing``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +34,7 @@ __all__ = [
     "Folder",
     "Format",
     "Image",
+    "Marking",
     "Option",
     "Options",
     "Packer",
@@ -262,6 +263,14 @@ class WritableSink(Sink, Protocol):
 
     def finish(self) -> None:
         """Write the tables and headers.  Nothing may be written afterwards; the caller commits the files."""
+
+
+@runtime_checkable
+class Marking(WritableSink, Protocol):
+    """A sink that keeps where its zeros stand for what could not be read."""
+
+    def mark_unreadable(self, ranges: Sequence[tuple[int, int]], /) -> None:
+        """All of them, ascending, as start and length in bytes.  Called once, before ``finish``."""
 
 
 @runtime_checkable

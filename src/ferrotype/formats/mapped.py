@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ferrotype.block import Source, Traits
 from ferrotype.block.file import FileSource, check_read
 from ferrotype.block.views import Concat, Slice, padded_extents, read_padded
-from ferrotype.errors import InvalidImage, ReadError
+from ferrotype.errors import DamagedRange, InvalidImage, ReadError
 from ferrotype.extents import ExtentMap, Offsets, State, merge, overlay
 from ferrotype.formats.numbered import NumberedSource
 from ferrotype.formats.split import SplitFile
@@ -151,6 +151,7 @@ class MappedSource:
         ragged: int = 0,
         row: int = 0,
         placed: bool = True,
+        unreadable: Sequence[tuple[int, int]] = (),
     ) -> None:
         """``file`` is what STORED places are offsets in.
 
@@ -161,8 +162,10 @@ class MappedSource:
 
         Where ``row`` is given, a PACKED run may cover many units of that many bytes: their places follow each other,
         and the run's is that of the first.  Not ``placed``: STORED places are in a view of the image's file, and so
-        none that people can look at.
+        none that people can look at.  ``unreadable`` are the (start, length) that the image says could not be read
+        when it was made.
         """
+        self.unreadable = unreadable
         self._file, self._layout, self._size, self._parent = file, layout, size, parent
         self._name = name
         self._ragged = ragged
@@ -180,7 +183,11 @@ class MappedSource:
     def _mappings(self, offset: int, length: int) -> Iterator[Mapping]:
         end = offset + length
         while offset < end:
-            part = self._layout.mapping(offset, end - offset)
+            try:
+                part = self._layout.mapping(offset, end - offset)
+            except ReadError as error:  # of a table: its place in the file is none on the disk
+                error.start, error.length = offset, end - offset
+                raise
             if part.start != offset or not offset < part.end <= end:
                 raise ValueError(f"{self._name}: asked for {offset}..{end}, mapped {part.start}..{part.end}")
             yield part
@@ -235,11 +242,21 @@ class MappedSource:
     def _read_packed(self, start: int, place: int, skip: int, piece: memoryview) -> None:
         unit = self._units.get(place)
         if unit is None:
-            unit = self._layout.unpack(place)
+            try:
+                unit = self._layout.unpack(place)
+            except DamagedRange:
+                raise
+            except InvalidImage as error:
+                raise DamagedRange(str(error), start, len(piece), offset=error.offset) from error
+            except ReadError as error:  # its place in the file is none on the disk
+                error.start, error.length = start, len(piece)
+                raise
             if skip or len(unit) > len(piece):  # its rest may be asked for next
                 self._units.keep(place, unit)
         if len(unit) < skip + len(piece):
-            raise InvalidImage(f"{self._name}: the data of byte {start} of the disk is shorter than its place")
+            raise DamagedRange(
+                f"{self._name}: the data of byte {start} of the disk is shorter than its place", start, len(piece)
+            )
         piece[:] = memoryview(unit)[skip : skip + len(piece)]
 
     # ------------------------------------------------------------------ what is known without reading

@@ -33,6 +33,7 @@ class SnapshotSource:
         self.repository = repository
         self.disk = disk
         self.size = disk.size
+        self.unreadable = disk.unreadable
         self.traits = Traits(sector_size=disk.sector_size, preferred_size=MiB, sector_known=True)
         self._maps: OrderedDict[int, ChunkMap] = OrderedDict()  # of the regions used last
         self._starts = np.array([region.start for region in disk.regions], np.int64)

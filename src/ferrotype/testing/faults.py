@@ -18,13 +18,32 @@ from pathlib import Path
 from threading import Lock
 from typing import Final
 
-from ferrotype.errors import DeviceError, WriteError
+from ferrotype.block.memory import MemoryDisk
+from ferrotype.errors import DeviceError, ReadError, WriteError
 from ferrotype.objects import Bytes
 from ferrotype.objects.volumes import PosixFile
 
-__all__ = ["Fault", "Faults", "PowerCut"]
+__all__ = ["FailingDisk", "Fault", "Faults", "PowerCut"]
 
 _PAGE: Final = 4096  # bytes: what a kernel writes back on its own, in any order
+
+
+class FailingDisk(MemoryDisk):
+    """A disk with ranges (start, length) that cannot be read; like most, it does not say which of a read it was."""
+
+    def __init__(self, content: bytes | bytearray, bad: Sequence[tuple[int, int]]) -> None:
+        super().__init__(content)
+        self.bad = bad
+        self.reads: list[tuple[int, int]] = []  # all that were asked for, start and length
+        self.failures = 0
+
+    def read_into(self, offset: int, buf: memoryview, /) -> None:
+        self.reads.append((offset, len(buf)))
+        if any(start < offset + len(buf) and start + length > offset for start, length in self.bad):
+            self.failures += 1
+            buf[:] = b"\xdd" * len(buf)  # what a drive leaves behind when it fails
+            raise ReadError("disk", offset, len(buf), "medium error")
+        super().read_into(offset, buf)
 
 
 class PowerCut(Exception):

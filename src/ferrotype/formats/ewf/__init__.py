@@ -109,7 +109,15 @@ def _image(
         warnings.append(sectors_sentence(case.unreadable))
     return Image(
         "ewf",
-        MappedSource(file, layout, media.size, name=segments.names[0], traits=traits, row=media.chunk_size),
+        MappedSource(
+            file,
+            layout,
+            media.size,
+            name=segments.names[0],
+            traits=traits,
+            row=media.chunk_size,
+            unreadable=media.within(case.unreadable),
+        ),
         facts=facts(media, case, subformat, compression, segments.names),
         hashes=case.hashes,
         warnings=tuple(warnings),

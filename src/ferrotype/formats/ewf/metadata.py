@@ -134,6 +134,14 @@ class Media:
     def chunks(self) -> int:
         return -(-self.sectors // self.chunk_sectors)
 
+    def within(self, unreadable: NDArray[np.int64]) -> list[tuple[int, int]]:
+        """Rows of first sector and count as (start, length) in bytes, as far as they lie on the disk."""
+        first = np.clip(unreadable[:, 0], 0, self.sectors)
+        count = np.clip(unreadable[:, 1], 0, self.sectors - first)
+        kept = count > 0
+        columns = (first[kept] * self.sector_size).tolist(), (count[kept] * self.sector_size).tolist()
+        return list(zip(*columns, strict=True))
+
 
 @dataclass(slots=True)
 class Case:

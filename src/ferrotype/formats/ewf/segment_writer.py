@@ -57,6 +57,10 @@ class SegmentWriter:
         size = Descriptor.SIZE + len(content)
         self._write(_descriptor(kind, self._at + size, size) + content)
 
+    def has_room(self, size: int) -> bool:
+        """Whether a section of so many bytes fits beside all that ends a segment."""
+        return self._at + Descriptor.SIZE + size + CLOSING <= self._limit
+
     def fit(self, sizes: NDArray[np.int64]) -> int:
         """How many of the next chunks, of these sizes, go into the present sectors section."""
         room = self._limit - self._at - CLOSING - 8 * self._count

@@ -45,6 +45,8 @@ _MOST_FILES: Final = 10_000  # of an image whose segment size nobody chose; ther
 _LARGEST_SEGMENT: Final = 8 * TiB
 _LEAST: Final = MiB  # bytes of a segment
 _GAP: Final = 4096  # chunks of zeros written at a time
+_SECTORS_SAID: Final = 1 << 32  # numbers of sectors that an error2 section can say
+_MOST_ERRORS: Final = 1 << 19  # rows of an error2 section
 _LONGEST_TEXT: Final = 2999  # characters EnCase takes
 
 _LEVELS: Final = {"none": 0, "fast": 1, "best": 9}  # of deflate
@@ -123,6 +125,7 @@ class EwfSink:
         self._volume = self._make_volume()
         self._number = 1
         self._at = 0  # bytes of the disk that are stored
+        self._errors: list[tuple[int, int]] = []  # first sector and count of what could not be read
         self.traits = Traits(sector_size=spec.sector_size, unit=chunk_size, ordered=True, blank=True)
         self._file = outputs.create()
         self._segment = SegmentWriter(self._file, 1, limit)
@@ -258,13 +261,27 @@ class EwfSink:
         check_write("E01 image", self._size, offset, length)
         self._fill(offset + length)
 
+    def mark_unreadable(self, ranges: Sequence[tuple[int, int]], /) -> None:
+        sector = self._spec.sector_size
+        rows = [(start // sector, -(-(start + length) // sector)) for start, length in ranges]
+        if len(rows) > _MOST_ERRORS:  # what is good in between passes for bad
+            rows[_MOST_ERRORS - 1 :] = [(rows[_MOST_ERRORS - 1][0], rows[-1][1])]
+        self._errors = [
+            (first, min(end, _SECTORS_SAID - 1) - first) for first, end in rows if first < _SECTORS_SAID - 1
+        ]
+
     def finish(self) -> None:
         self._fill(self._size)
         self._segment.end_sectors()
         digits = self._hashes.finish()
         md5, sha1 = bytes.fromhex(digits["md5"]), bytes.fromhex(digits["sha1"])
-        if self._number == 1:
+        errors = _error_table(self._errors)
+        if not self._segment.has_room(len(errors)):
+            self._next_segment()
+        elif self._number == 1:
             self._segment.section("data", self._volume)
+        if self._errors:
+            self._segment.section("error2", errors)
         self._segment.section("digest", _sealed(md5 + sha1 + bytes(40)))
         self._segment.section("hash", _sealed(md5 + bytes(16)))
         self._segment.end("done")
@@ -274,6 +291,12 @@ class EwfSink:
 
     def close(self) -> None:
         self._hashes.close()
+
+
+def _error_table(rows: Sequence[tuple[int, int]]) -> bytes:
+    """The content of an error2 section: its header, and first sector and count of each range."""
+    head = _sealed(len(rows).to_bytes(4, "little") + bytes(512))
+    return head + _sealed(np.array(rows, "<u4").tobytes())
 
 
 def _sealed(data: bytes) -> bytes:
