@@ -74,7 +74,7 @@ class Segment:
         device = text(keys, ["S1", "M1", "", str(size // 512), "", "", "f", "", "", "", "512", physical])
         values = ["a disk", "case 7", "e1", "A. Miner", notes, "7.04", "Windows", "1795443894", "1795443800"]
         method = said or str(self.chunk_method)
-        values += ["9", method, str(chunk_sectors), "64", "2"]
+        values += [str(-(-size // (512 * chunk_sectors))), method, str(chunk_sectors), "64", "2"]
         case = text("nm cn en ex nt av os tt at tb cp sb gr wb", values)
         for kind, data in ((DEVICE, device), (CASE, case)):
             self.add(kind, (bytes, zlib.compress, bare)[self.method](data))

@@ -19,14 +19,15 @@ from functools import partial
 from typing import Final
 
 from ferrotype.block import Source, Traits, read
-from ferrotype.errors import InvalidImage, UnsupportedError
+from ferrotype.errors import UnsupportedError
 from ferrotype.formats import Image
 from ferrotype.formats.ewf import ewf2 as version2
 from ferrotype.formats.ewf import records
 from ferrotype.formats.ewf import sections as version1
 from ferrotype.formats.ewf.check import check_image
 from ferrotype.formats.ewf.chunks import ChunkLayout
-from ferrotype.formats.ewf.metadata import Media, facts, sectors_sentence
+from ferrotype.formats.ewf.counts import behind_the_end, settled
+from ferrotype.formats.ewf.metadata import facts, sectors_sentence
 from ferrotype.formats.ewf.segments import Segments
 from ferrotype.formats.ewf.tables import Tables
 from ferrotype.formats.ewf.writer import OPTIONS, create
@@ -78,15 +79,6 @@ def _open_version2(file: Source, segments: Segments) -> Image:
     return _image(file, segments, tables, found, "EWF2-Ex01", found.compression)
 
 
-def _check_count(count: int, media: Media) -> None:
-    if count < media.chunks:
-        raise InvalidImage(
-            f"the tables have {count} chunks where a disk of {media.sectors} sectors needs {media.chunks}: "
-            "the image is incomplete or damaged",
-            field="number of entries",
-        )
-
-
 def _image(
     file: Source,
     segments: Segments,
@@ -96,15 +88,16 @@ def _image(
     compression: str,
     mended: Sequence[str] = (),
 ) -> Image:
-    media, case = found.media, found.case
-    if found.missing is None:
-        _check_count(chunks.count, media)
+    case = found.case
+    media, doubts = settled(found.media, found.said, chunks.count if found.missing is None else None)
     layout = ChunkLayout(media.size, media.chunk_size, segments, chunks)
+    if found.missing is None:
+        doubts += behind_the_end(layout, media)
     traits = Traits(sector_size=media.sector_size, sector_known=True)
     damage = case.warnings[:_SAID]
     if len(case.warnings) > _SAID:
         damage.append(f"{len(case.warnings) - _SAID} more sections are damaged")
-    warnings = [*damage, *mended]
+    warnings = [*damage, *mended, *doubts]
     if len(case.unreadable):
         warnings.append(sectors_sentence(case.unreadable))
     return Image(

@@ -13,7 +13,7 @@ Source: "Expert Witness Compression Format version 2 specification" (libyal).
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import md5
 from threading import Lock
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from ferrotype.block import Source, read_exactly
 from ferrotype.errors import FerrotypeError, FormatError, InvalidImage, UnsupportedError
 from ferrotype.formats.ewf.chunks import Form, Place
+from ferrotype.formats.ewf.counts import Said
 from ferrotype.formats.ewf.metadata import NAMED, Case, Media, drive_type, header_values, text_of
 from ferrotype.formats.ewf.records import check_media, sealed
 from ferrotype.formats.ewf.segments import Segments
@@ -45,6 +46,8 @@ _LARGEST_TABLE: Final = 1 << 25  # entries, 512 MiB of them
 _PAGE: Final = 1 << 18  # entries held together: 4 MiB
 _KEPT: Final = 16 * MiB
 _PIECE: Final = 4 * MiB
+_MOST_DIFFERING: Final = 1000  # copies of texts that are not the same, and so are unpacked
+_LONGEST: Final = 20  # digits of a number
 
 _DEVICE, _CASE, _TABLE, _ERRORS, _SESSIONS, _MD5, _SHA1, _NEXT, _DONE = 1, 2, 4, 5, 6, 8, 9, 0xD, 0xF
 _METADATA: Final = (_DEVICE, _CASE, _ERRORS, _SESSIONS, _MD5, _SHA1)
@@ -107,6 +110,7 @@ class Contents:
     packed: Form  # of chunks with the flag
     tables: list[_Table]
     case: Case
+    said: list[Said]  # of how large the disk is; what the first segment says first
     missing: FerrotypeError | None = None  # why there are no further segments
 
 
@@ -191,7 +195,9 @@ class _Walk:
     def __init__(self, first: FileHeader) -> None:
         self._header = first
         self._values: dict[str, str] = {}
-        self._told: set[int] = set()
+        self._texts: dict[int, bytes] = {}  # by kind, the first of each
+        self._differing = _MOST_DIFFERING
+        self._said: list[Said] = []
         self._tables: list[_Table] = []
         self._chunks = 0
         self._case = Case()
@@ -201,13 +207,15 @@ class _Walk:
             raise UnsupportedError("a logical evidence file holds files, no disk")
         if section.kind == _TABLE:
             self._table(section, file, segment, name)
-        elif section.kind in _METADATA and (section.kind not in (_DEVICE, _CASE) or section.kind not in self._told):
-            self._told.add(section.kind)  # every segment repeats what the first one says of the disk and the case
+        elif section.kind in _METADATA:
             if section.size > _LARGEST_METADATA:
                 self._case.warnings.append(f"a section of {section.size} bytes in {name} was not read")
                 return
             data = read_exactly(file, section.start, section.size, "a section")
-            if section.kind in (_DEVICE, _CASE):
+            if section.kind in self._texts:
+                self._repeated(data, section, name)
+            elif section.kind in (_DEVICE, _CASE):
+                self._texts[section.kind] = data
                 self._text(data, section, name)
             elif section.kind in (_MD5, _SHA1):
                 self._hash(data, section, name)
@@ -216,6 +224,7 @@ class _Walk:
 
     def finished(self, name: str, missing: FerrotypeError | None = None) -> Contents:
         values = self._values
+        said = [Said("the device information", _number(values, "ts"), _number(values, "tb")), *self._said]
         try:
             media = Media(
                 int(values.pop("ts", "")),
@@ -241,7 +250,7 @@ class _Walk:
         method = int(stated) or self._header.compression  # libewf never states one
         packed = Form.BZIP2 if method == _BZIP2 else Form.ZLIB
         self._case.values = {key: value for key, value in values.items() if key in NAMED}
-        return Contents(media, _METHODS[method], packed, self._tables, self._case, missing)
+        return Contents(media, _METHODS[method], packed, self._tables, self._case, said, missing)
 
     def _text(self, data: bytes, section: _Section, name: str) -> None:
         try:
@@ -251,6 +260,28 @@ class _Walk:
         except FormatError as error:
             what = "device information" if section.kind == _DEVICE else "case data"
             raise InvalidImage(f"the {what} of {name} is damaged: {error}", offset=section.start) from None
+
+    def _repeated(self, data: bytes, section: _Section, name: str) -> None:
+        """Every segment repeats what the first one says of the disk and the case."""
+        if data == self._texts[section.kind]:
+            return
+        self._differing -= 1
+        if not self._differing:
+            raise UnsupportedError(f"more than {_MOST_DIFFERING} segments say something else of the disk or the case")
+        try:
+            text = text_of(data, wide=True, packed=_METHODS[self._header.compression])
+        except FormatError as error:
+            self._case.warnings.append(f"the device information or case data of {name} is damaged: {error}")
+            return
+        found = header_values(text, "main")
+        for key, what in (("bp", "bytes per sector"), ("sb", "sectors per chunk")):
+            if found.get(key, self._values.get(key)) != self._values.get(key):
+                raise InvalidImage(
+                    f"{name} belongs to another image: it has {found[key][:20]} {what}",
+                    offset=section.start,
+                    field=what,
+                )
+        self._said.append(Said(f"the copy of it in {name}", _number(found, "ts"), _number(found, "tb")))
 
     def _table(self, section: _Section, file: Source, segment: int, name: str) -> None:
         header = read_exactly(file, section.start, 20, f"a sector table of {name}") if section.size >= 32 else b""
@@ -294,6 +325,12 @@ class _Walk:
         else:
             flags = numbers[:1000, 2].tolist()
             self._case.sessions = [(at, bool(flag & 1)) for at, flag in zip(starts.tolist(), flags, strict=False)]
+
+
+def _number(values: Mapping[str, str], key: str) -> int:
+    """A number of the texts; 0 where there is none."""
+    text = values.get(key, "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < _LONGEST else 0
 
 
 class SectorTables:

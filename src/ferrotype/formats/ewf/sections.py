@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from ferrotype.block import Source, read_exactly
 from ferrotype.errors import FerrotypeError, FormatError, InvalidImage, UnsupportedError
 from ferrotype.formats.codecs import inflate_sealed
+from ferrotype.formats.ewf.counts import Said
 from ferrotype.formats.ewf.metadata import MEDIA_TYPES, Case, Media, keep_values
 from ferrotype.formats.ewf.records import (
     SIGNATURE,
@@ -66,6 +67,7 @@ class Contents:
     subformat: str
     tables: list[Table]
     case: Case
+    said: list[Said]  # of how large the disk is; the volume section first
     missing: FerrotypeError | None = None  # why there are no further segments
 
 
@@ -159,6 +161,7 @@ class _Walk:
         self._sectors: tuple[int, Section] | None = None
         self._mirrored = True  # the last table has had its table2, or there is none yet
         self._case = Case()
+        self._said: list[Said] = []
         self._seen: Counter[str] = Counter()
         self._readers: dict[str, Callable[[bytes, str, Section], None]] = {
             "header": self._header,
@@ -198,7 +201,7 @@ class _Walk:
         tables = [table for table in self._tables if table is not None]
         if len(tables) < len(self._tables):
             raise InvalidImage("a table is damaged, and so is its mirror or there is none", field="table header")
-        return Contents(self._media, self._subformat, tables, self._case, missing)
+        return Contents(self._media, self._subformat, tables, self._case, self._said, missing)
 
     # ------------------------------------------------------------------ the disk
 
@@ -220,13 +223,16 @@ class _Walk:
                 found.error_granularity,
                 found.set_identifier,
             )
+            chunks = found.chunks
         else:
             volume, smart = data[: SmartVolume.SIZE], SmartVolume.unpack(data)
             self._subformat = "EWF-S01" if smart.signature == b"SMART" else "EWF"
             self._media = Media(smart.sectors, smart.sector_size, smart.chunk_sectors, "fixed")
+            chunks = smart.chunks
         if not sealed(volume):
             raise InvalidImage(f"the volume section of {name} is damaged", offset=section.start, field="checksum")
         check_media(self._media)
+        self._said.append(Said(f"the {section.kind} section of {name}", self._media.sectors, chunks))
 
     def _data(self, data: bytes, name: str, section: Section) -> None:
         if self._media is None or len(data) < Volume.SIZE:
@@ -234,12 +240,23 @@ class _Walk:
         found = Volume.unpack(data)
         if found.checksum and not sealed(data[: Volume.SIZE]):  # Logicube's firmware leaves it 0
             self._case.warnings.append(f"the data section of {name}, a copy of the volume section, is damaged")
-        elif found.set_identifier != self._media.set_identifier and any(found.set_identifier):
+            return
+        if found.set_identifier != self._media.set_identifier and any(found.set_identifier):
             raise InvalidImage(
                 f"{name} belongs to another image: its set identifier is not that of the first segment",
                 offset=section.start + 64,
                 field="set identifier",
             )
+        # Where identifiers are 0, and they are with most programs, nothing but the disk tells images apart.
+        here, there = (self._media.chunk_sectors, self._media.sector_size), (found.chunk_sectors, found.sector_size)
+        if any(there) and here != there:
+            raise InvalidImage(
+                f"{name} belongs to another image: it has chunks of {there[0]} sectors of {there[1]} bytes, and the "
+                f"first segment {here[0]} of {here[1]}",
+                offset=section.start,
+                field="sectors per chunk",
+            )
+        self._said.append(Said(f"the data section of {name}", found.sectors, found.chunks))
 
     def _table(self, section: Section, file: Source, segment: int, name: str) -> None:
         table = self._read_table(section, file, segment)
