@@ -19,9 +19,10 @@ from ferrotype.block.views import Slice
 from ferrotype.errors import DeviceError, FerrotypeError, FormatError, InvalidImage, NotAllowed, UnsupportedError
 from ferrotype.extents import State
 from ferrotype.formats import Image
-from ferrotype.formats.clonezilla.streams import Spool, unpacked
 from ferrotype.formats.registry import open_folder
 from ferrotype.formats.related import Related
+from ferrotype.formats.spool import Spool
+from ferrotype.formats.streams import unpacked
 from ferrotype.job import NullJob
 from ferrotype.testing.sources import check_source
 from tests.formats.judges import KiB, MiB
@@ -323,7 +324,7 @@ def test_a_stream_is_unpacked_only_as_far_as_is_asked(tmp_path: Path) -> None:
     packed = MemoryDisk((tmp_path / "data.gz").read_bytes())
     spool = Spool(packed, "gz", 9 * MiB, limit=9 * MiB)
     assert read(spool, MiB, 100) == (tmp_path / "data").read_bytes()[MiB : MiB + 100]
-    assert spool._done < 4 * MiB
+    assert spool._scratch.size < 4 * MiB
     check_source(lambda: Slice(spool, 0, spool.size), (tmp_path / "data").read_bytes(), rounds=20)
     spool.close()
 

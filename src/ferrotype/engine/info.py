@@ -135,7 +135,12 @@ def _files(disk: OpenDisk) -> Iterator[StoredFile]:
 def disk_map(disk: OpenDisk, job: Job) -> list[dict[str, object]]:
     """The allocation map of a disk, as ``extents_json`` says it; of a disk image with where each extent stands."""
     surveyed = disk_info(disk, job).survey
-    return extents_json(surveyed, runs_of(disk.source, 0, surveyed.size) if disk.image is not None else ())
+    if disk.image is None:
+        return extents_json(surveyed)
+    runs = runs_of(disk.source, 0, surveyed.size)
+    if "wrapped" in disk.image.facts:  # places are in what was unpacked, and in no file that people have
+        runs = (run._replace(place=None) for run in runs)
+    return extents_json(surveyed, runs)
 
 
 def extents_json(surveyed: Survey, runs: Iterable[Run] = ()) -> list[dict[str, object]]:

@@ -22,11 +22,11 @@ from ferrotype.block import Source, read
 from ferrotype.block.device import open_source
 from ferrotype.block.file import FileSource
 from ferrotype.block.views import Slice
-from ferrotype.errors import FormatError, InvalidImage, UsageError
+from ferrotype.errors import FormatError, InvalidImage, UnsupportedError, UsageError
 from ferrotype.formats import Image
 from ferrotype.formats.mapped import shortfalls
 from ferrotype.formats.names import no_raw_disk
-from ferrotype.formats.registry import FORMATS, RAW_SUFFIXES, open_file, open_folder, recognise
+from ferrotype.formats.registry import FORMATS, RAW_SUFFIXES, is_packed, open_file, open_folder, recognise
 from ferrotype.formats.related import Related
 from ferrotype.formats.split import joined, name_of_whole
 from ferrotype.job import Job
@@ -289,7 +289,9 @@ def _open_image(reference: Reference, access: Access, job: Job) -> tuple[Image, 
     """The container a file, or folder, is, and what else it opens; raw where its content shows no other."""
     path, secret = reference.path, access.secret
     headers_only = access.headers_only and reference.partition is None
-    related = Related(path, access.related, patience=access.patience, passphrase=lambda: _passphrase(secret(path)))
+    related = Related(
+        path, access.related, patience=access.patience, passphrase=lambda: _passphrase(secret(path)), job=job
+    )
     if path.is_dir():
         return open_folder(path, related, access.format, headers_only=headers_only), related
     file = open_source(path, sector_size=access.sector_size, patience=access.patience)
@@ -315,7 +317,7 @@ def _format_of(path: Path, file: Source, access: Access, job: Job) -> str:
         return access.format
     found = recognise(file)
     if found is not None and name_of_whole(path).suffix.lower() in RAW_SUFFIXES:
-        raise UsageError(
+        raise (UnsupportedError if is_packed(found) else UsageError)(
             f"{path} is named like a raw disk and its content looks like {found}: say --format raw, or {found}"
         )
     refused = no_raw_disk(path, file) if found is None else None

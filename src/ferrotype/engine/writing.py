@@ -28,6 +28,7 @@ from ferrotype.formats.registry import (
     RAW_SUFFIXES,
     format_called,
     format_of_suffix,
+    is_packed,
     open_file,
     recognise,
     writer,
@@ -198,6 +199,10 @@ def _backing(wanted: NewImage) -> Iterator[tuple[Backing | None, list[Path]]]:
         format = wanted.backing_format or recognise(file) or ("raw" if path.suffix.lower() in RAW_SUFFIXES else None)
         if format is None:
             raise UsageError(f"say the format of the backing file {path} with --backing-format")
+        if is_packed(format):
+            raise UsageError(
+                f"the backing file {path} is packed ({format}), which no reader of the new image looks into"
+            )
         related = Related(path, patience=wanted.patience)
         image = open_file(file, related, format)
     except BaseException:

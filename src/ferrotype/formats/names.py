@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Final
 
 from ferrotype.block import Source, read
 from ferrotype.errors import FormatError, InvalidImage, UnsupportedError
 from ferrotype.formats.registry import FORMATS, RAW_SUFFIXES
+from ferrotype.formats.split import name_of_whole
 
 __all__ = ["no_raw_disk"]
 
@@ -43,10 +44,6 @@ _HEAD: Final = 512  # bytes in which every magic lies
 FOREIGN: Final = (
     Foreign("a 7z archive", _unpack("7z x"), ".7z", ((0, b"7z\xbc\xaf\x27\x1c"),)),
     Foreign("a RAR archive", _unpack("unrar x"), ".rar", ((0, b"Rar!\x1a\x07"),)),
-    Foreign("a gzip stream", _unpack("gzip -dk"), ".gz .tgz", ((0, b"\x1f\x8b\x08"),)),
-    Foreign("an xz stream", _unpack("xz -dk"), ".xz .txz", ((0, b"\xfd7zXZ\0"),)),
-    Foreign("a zstd stream", _unpack("zstd -d"), ".zst .zstd .tzst", ((0, b"\x28\xb5\x2f\xfd"),)),
-    Foreign("a bzip2 stream", _unpack("bzip2 -dk"), ".bz2 .tbz .tbz2", ((4, b"1AY&SY"),)),
     Foreign("an lz4 stream", _unpack("lz4 -d"), ".lz4", ((0, b"\x04\x22\x4d\x18"), (0, b"\x02\x21\x4c\x18"))),
     Foreign("an lzma stream", _unpack("xz -dk --format=lzma"), ".lzma", ((0, b"\x5d\0\0\x80\0\xff"),)),
     Foreign("an lzip stream", _unpack("lzip -dk"), ".lz .tlz", ((0, b"LZIP\1"),)),
@@ -61,7 +58,6 @@ FOREIGN: Final = (
     Foreign("a cpio archive", _unpack("cpio -id"), ".cpio", ((0, b"070701"), (0, b"070702"), (0, b"070707"))),
     Foreign("an ar archive", _unpack("ar x"), ".ar .deb", ((0, b"!<arch>\n"),)),
     Foreign("an archive", _ARCHIVE, ".ace .arj .lha .lzh .xva"),
-    Foreign("an Android sparse image", _unpack("simg2img"), ".simg", ((0, b"\x3a\xff\x26\xed"),)),
     Foreign("a description of a virtual machine", _DESCRIBES, ".ovf .vmx .vmxf .vbox .vmcx .pvs"),
     Foreign("a list of checksums or blocks", _DESCRIBES, ".mf .sha256 .sha1 .md5 .bmap"),
     Foreign("the memory of a virtual machine", _DESCRIBES, ".vmem .vmsn .vmss .nvram .vsv .vmrs"),
@@ -79,19 +75,21 @@ _FLAT: Final = re.compile(r".*-flat\.vmdk", re.IGNORECASE | re.DOTALL)  # all of
 _PUT_ASIDE: Final = frozenset((".bak", ".old", ".orig", ".part", ".partial", ".tmp", ".crdownload", ".download"))
 
 
-def no_raw_disk(path: Path, file: Source) -> FormatError | None:
+_WAY_OUT: Final = "or say --format raw if its bytes, as they are, are the disk"
+
+
+def no_raw_disk(path: PurePath, file: Source, way_out: str = _WAY_OUT) -> FormatError | None:
     """Why a file whose content shows no format here is not to be taken for a raw disk; None: nothing speaks against.
 
     ``path`` is only looked at for its name.
     """
-    way_out = "or say --format raw if its bytes, as they are, are the disk"
     head = read(file, 0, min(file.size, _HEAD))
     for foreign in FOREIGN:
         if any(head[offset : offset + len(magic)] == magic for offset, magic in foreign.magics):
             return UnsupportedError(f"{path} is {foreign.what}, and no disk: {foreign.advice}, {way_out}")
     if _FLAT.fullmatch(path.name):
         return None
-    suffix = _suffix(path)
+    suffix = _suffix(name_of_whole(Path(path)))
     for foreign in FOREIGN:
         if suffix in foreign.suffixes.split():
             return UnsupportedError(
@@ -109,7 +107,7 @@ def no_raw_disk(path: Path, file: Source) -> FormatError | None:
     return None
 
 
-def _suffix(path: Path) -> str:
+def _suffix(path: PurePath) -> str:
     """The ending of a name, in small letters, without what is put behind it when a file is put aside."""
     while (suffix := path.suffix.lower()) in _PUT_ASIDE:
         path = path.with_suffix("")

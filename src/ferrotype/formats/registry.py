@@ -30,6 +30,7 @@ __all__ = [
     "Row",
     "format_called",
     "format_of_suffix",
+    "is_packed",
     "open_file",
     "open_folder",
     "open_tree",
@@ -45,13 +46,14 @@ ENTRY_POINTS: Final = "ferrotype.formats"
 class Row:
     """A format: how its files are recognised without importing anything, and where its code is."""
 
-    module: str  # "" where it is only known by name
+    module: str  # "" where it is only known by name; ``module:name`` where several are in one
     magics: tuple[tuple[int, bytes], ...]  # (offset, bytes); a negative offset counts from the end of the file
     suffixes: tuple[str, ...] = ()
     writable: bool = False
     tree: bool = False  # it holds files and no disk: ``open_tree``
     trailer: bytes = b""  # how the last 512 bytes begin, whatever zeros stand behind them
     text: Callable[[bytes], bool] | None = None  # whether these first bytes are those of its texts
+    wraps: bool = False  # a disk image of any format, or several, packed: a disk made of it as it is would be none
 
 
 FORMATS: Final[dict[str, Row]] = {
@@ -101,6 +103,16 @@ FORMATS: Final[dict[str, Row]] = {
     "wim": Row(
         "ferrotype.formats.wim", ((0, b"MSWIM\0\0\0"), (0, b"WLPWM\0\0\0")), (".wim", ".esd", ".swm"), tree=True
     ),
+    "simg": Row("ferrotype.formats.simg", ((0, b"\x3a\xff\x26\xed"),), (".simg",), wraps=True),
+    "gzip": Row("ferrotype.formats.compressed:GZIP", ((0, b"\x1f\x8b\x08"),), (".gz", ".tgz"), wraps=True),
+    "xz": Row("ferrotype.formats.compressed:XZ", ((0, b"\xfd7zXZ\0"),), (".xz", ".txz"), wraps=True),
+    "zstd": Row(
+        "ferrotype.formats.compressed:ZSTD",
+        ((0, b"\x28\xb5\x2f\xfd"), (1, b"*M\x18")),
+        (".zst", ".zstd", ".tzst"),
+        wraps=True,
+    ),
+    "bzip2": Row("ferrotype.formats.compressed:BZIP2", ((4, b"1AY&SY"),), (".bz2", ".tbz", ".tbz2"), wraps=True),
     "ferro": Row("", ((0, b"\x89FERRO\r\n"),), (".ferro",), True),
 }
 
@@ -118,6 +130,11 @@ def format_of_suffix(path: Path) -> str | None:
 def format_called(name: str) -> str:
     """The format that a user means by ``name``: its own name, or a suffix of its files, such as ``E01``."""
     return name if name in FORMATS else format_of_suffix(Path(f"disk.{name}")) or name
+
+
+def is_packed(format: str | None) -> bool:
+    """Whether files of a format hold disk images rather than a disk: archives and compressed streams."""
+    return format is not None and format in FORMATS and FORMATS[format].wraps
 
 
 def recognise(file: Source) -> str | None:
@@ -205,8 +222,10 @@ def writer(name: str) -> Writable:
 def _module(name: str) -> Format:
     row = FORMATS.get(format_called(name))
     if row is not None and row.module:
-        module: Format = import_module(row.module)
-        return module
+        place, _, part = row.module.partition(":")
+        where = import_module(place)
+        found: Format = getattr(where, part) if part else where
+        return found
     if row is not None:
         raise UnsupportedError(f"{name} images cannot be opened as a disk here")
     for plugged, module in _plugged_in():

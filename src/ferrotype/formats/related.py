@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from ferrotype.block import Source
 from ferrotype.block.file import FileSource
 from ferrotype.errors import DeviceError, InvalidImage, NotAllowed, UnsupportedError, UsageError
+from ferrotype.job import Job, NullJob
 from ferrotype.stall import Patience
 
 if TYPE_CHECKING:
@@ -43,8 +44,12 @@ class Related:
         *,
         patience: Patience | None = None,
         passphrase: Callable[[], bytes | None] = lambda: None,
+        job: Job | None = None,
     ) -> None:
         """``path``: the file the user named; ``allowed``: further files and folders that may be opened."""
+        self.job: Job = job or NullJob()  # hears how long work on the way to the disk gets on, such as unpacking
+        self.depth = 0  # how many files the image lies in, such as an archive
+        self.packed = 0  # bytes of the outermost of them
         self.path = path
         self.passphrase = passphrase  # asked for where an image is itself encrypted; None: the user gave none
         self._allowed = tuple(Path(os.path.realpath(one)) for one in allowed)
@@ -105,6 +110,19 @@ class Related:
             raise UnsupportedError(f"{len(names)} files may be the {what}; at most {most} are looked at")
         return names
 
+    def within(self, name: str | None, *, packed: int = 0) -> Related:
+        """The same for a file that lies in the image's file and is called ``name``; None: it may open nothing else.
+
+        ``packed``: bytes of the file that all is unpacked from, unless it lies in another itself.
+        """
+        inner = Related(None, passphrase=self.passphrase, patience=self._patience, job=self.job)
+        inner.depth, inner.packed = self.depth + 1, self.packed or packed
+        if name is not None and self.path is not None:
+            inner.path, inner._allowed, inner._trees = self.path.with_name(name), self._allowed, self._trees
+            inner._seen = self._seen
+        inner.opened = self.opened
+        return inner
+
     def inside(self) -> Related:
         """The same for the files in the folder that ``path`` is: names are resolved in it, and lead no further."""
         if self.path is None:
@@ -119,7 +137,7 @@ class Related:
         Its own names are resolved in its own folder, under the same rules.  Raises as ``file`` does, InvalidImage at
         a loop and at a chain that is too long, and what is ``missing`` below: a chain can be read if all of it can.
         """
-        from ferrotype.formats.registry import open_file
+        from ferrotype.formats.registry import is_packed, open_file, recognise
 
         path = self._resolve(name, what)
         file = self._open(path, name, what)
@@ -132,7 +150,9 @@ class Related:
             inner = Related.nothing()
             inner.path, inner.passphrase, inner._patience = path, self.passphrase, self._patience
             inner._allowed, inner._trees, inner._seen = self._allowed, self._trees, (*self._seen, identity)
-            inner.opened = self.opened
+            inner.opened, inner.job, inner.depth, inner.packed = self.opened, self.job, self.depth, self.packed
+            if is_packed(format or recognise(file)):
+                raise UnsupportedError(f"the {what} {name!r} is packed: unpack it first")
             return open_file(file, inner, format)
         except BaseException:
             file.close()

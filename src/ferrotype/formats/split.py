@@ -246,7 +246,7 @@ def _apart(file: Source, files: Numbered) -> bool:
 
 def _even(files: Numbered, order: list[int]) -> bool:
     sizes = [files.sizes[n] for n in order]
-    return set(sizes[:-1]) == {sizes[0]} and sizes[-1] <= sizes[0]
+    return set(sizes[:-1]) <= {sizes[0]} and sizes[-1] <= sizes[0]
 
 
 def _doubts(files: Numbered, order: list[int]) -> tuple[str, ...]:

@@ -26,8 +26,8 @@ from ferrotype.formats.aff4.check import CheckedMap, CheckedStream, check, check
 from ferrotype.formats.aff4.codecs import CODECS
 from ferrotype.formats.aff4.streams import Chunks, MapSource, Pattern, Stream, StreamSource, points
 from ferrotype.formats.aff4.volume import AFF4, DESCRIPTION, Volume
-from ferrotype.formats.aff4.zip import has_member
 from ferrotype.formats.related import Related
+from ferrotype.formats.zipfile import has_member
 from ferrotype.job import Job
 from ferrotype.units import KiB, MiB
 

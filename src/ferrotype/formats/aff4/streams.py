@@ -24,8 +24,8 @@ from ferrotype.block.file import check_read
 from ferrotype.errors import InvalidImage, ReadError, UnsupportedError
 from ferrotype.extents import ExtentMap, State
 from ferrotype.formats.aff4.codecs import CODECS, STORED
-from ferrotype.formats.aff4.zip import Member, ZipFile
 from ferrotype.formats.mapped import Kept, Kind, MappedSource, Mapping, cells
+from ferrotype.formats.zipfile import Member, ZipFile
 from ferrotype.units import MiB
 
 __all__ = ["Chunks", "MapSource", "Pattern", "Point", "Stream", "StreamSource", "points"]

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from ferrotype.block import Source
 from ferrotype.errors import InvalidImage, UnsupportedError
 from ferrotype.formats.aff4.turtle import Graph, parse
-from ferrotype.formats.aff4.zip import Member, ZipFile
+from ferrotype.formats.zipfile import Member, ZipFile
 from ferrotype.units import KiB, MiB
 
 __all__ = ["AFF4", "DESCRIPTION", "Volume"]

@@ -28,7 +28,6 @@ from ferrotype.block.views import Concat, Slice
 from ferrotype.errors import FormatError, InvalidImage, UnsupportedError, UsageError
 from ferrotype.formats import MAX_SIZE, Image, ntfsclone, partclone
 from ferrotype.formats.clonezilla.disk import composed, swap_page
-from ferrotype.formats.clonezilla.streams import COMPRESSIONS, Spool, unpacked
 from ferrotype.formats.clonezilla.tables import (
     Partition,
     Table,
@@ -40,6 +39,8 @@ from ferrotype.formats.clonezilla.tables import (
     parted_size,
 )
 from ferrotype.formats.related import Related
+from ferrotype.formats.spool import Spool
+from ferrotype.formats.streams import COMPRESSIONS, unpacked
 from ferrotype.job import Job
 from ferrotype.units import KiB, MiB
 
