@@ -39,6 +39,7 @@ from ferrotype.engine import turns as _turns
 from ferrotype.engine import verify as _verify
 from ferrotype.engine import writing as _writing
 from ferrotype.engine.images import ImageOptions, open_or_create, open_or_twin
+from ferrotype.engine.remembered import Memory
 from ferrotype.engine.sources import as_text, named_source
 from ferrotype.engine.space import check_restore
 from ferrotype.engine.targets import check_fits, open_target, refuse_harm
@@ -65,12 +66,15 @@ def backup(
     verify_after: bool = False,
     format: str | None = None,
     related: Sequence[PathLike] = (),
+    state: PathLike | None = None,
     job: Job | None = None,
 ) -> Snapshot:
     """Back up one or several disks into an image, which is made (encrypted, with a ``password``) if it is not there.
 
     Returns the committed snapshot; ``snapshot.statistics`` counts bytes.  With ``verify_after`` all that was stored
     is read back from the medium and proven before it is committed; WriteError where that fails.
+    With ``state``, a folder that lasts, images are remembered there, and one that was replaced or went back in time
+    is a warning; so it is for ``restore``, ``verify`` and ``list_snapshots``.
     """
     job = job or NullJob()
     sources = [source] if isinstance(source, str | os.PathLike) else list(source)
@@ -92,6 +96,7 @@ def backup(
                 access.secret,
                 lambda _: _secret(password, path),
                 secret_given=password is not None,
+                memory=_memory(state, job),
             )
         )
         called = None if name is None else as_text(name)
@@ -109,6 +114,7 @@ def restore(
     overwrite: bool = False,
     delta: bool = False,
     no_blank: bool = False,
+    state: PathLike | None = None,
     job: Job | None = None,
 ) -> _restore.RestoreResult:
     """Write a disk or partition of a backup to a device, or to a file.
@@ -117,7 +123,8 @@ def restore(
     """
     job = job or NullJob()
     path = Path(target)
-    with references.open_disk(os.fspath(reference), _access(password), job) as disk:
+    access = replace(_access(password), memory=_memory(state, job))
+    with references.open_disk(os.fspath(reference), access, job) as disk:
         part = disk.part
         refuse_harm(path, disk.files)
         if path.exists() and not overwrite:
@@ -214,9 +221,11 @@ def open_disk(
         yield disk.source
 
 
-def list_snapshots(image: PathLike, *, password: str | None = None) -> list[Snapshot]:
+def list_snapshots(
+    image: PathLike, *, password: str | None = None, state: PathLike | None = None, job: Job | None = None
+) -> list[Snapshot]:
     """The snapshots of an image, oldest first."""
-    with _image(image, password) as repository:
+    with _image(image, password, _memory(state, job or NullJob())) as repository:
         return repository.snapshots()
 
 
@@ -234,11 +243,12 @@ def verify(
     With ``state``, a folder that lasts, a ``sample`` goes on where the last one ended instead of at random, until the
     whole image was walked; ``result.progress`` says how far that has come.
     """
-    with _image(image, password) as repository:
+    job = job or NullJob()
+    with _image(image, password, _memory(state, job)) as repository:
         turns = None
         if state is not None:
             turns = _turns.state_file(Path(state), repository.config.id, Path(image), deep=deep)
-        return _verify.verify(repository, _verify.VerifyOptions(deep, sample, turns=turns), job or NullJob())
+        return _verify.verify(repository, _verify.VerifyOptions(deep, sample, turns=turns), job)
 
 
 def copy(
@@ -333,9 +343,13 @@ def _access(password: str | None, format: str | None = None, related: Sequence[P
     )
 
 
-def _image(image: PathLike, password: str | None) -> Repository:
+def _image(image: PathLike, password: str | None, memory: Memory | None) -> Repository:
     access = _access(password)
-    return opening.open_image(Path(image), access.secret, secret_given=access.secret_given)
+    return opening.open_image(Path(image), access.secret, secret_given=access.secret_given, memory=memory)
+
+
+def _memory(state: PathLike | None, job: Job) -> Memory | None:
+    return None if state is None else Memory(Path(state), job.warn)
 
 
 def _secret(password: str | None, image: Path) -> Secret:

@@ -44,7 +44,8 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment, with nothing in it that ferrotype heeds but what the test says."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("FERROTYPE_")}
     source = Path(__file__).resolve().parents[2] / "src"
-    return kept | {"PYTHONPATH": str(source), "COLUMNS": "100", "TERM": "xterm"} | dict(extra or {})
+    own = {"PYTHONPATH": str(source), "COLUMNS": "100", "TERM": "xterm", "XDG_STATE_HOME": "/dev/null/none"}
+    return kept | own | dict(extra or {})  # tests that put images in place of others need no memory of them
 
 
 def ferrotype(*words: Word, code: int = 0, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Done:

@@ -39,6 +39,7 @@ class Opening:
             frame.secret_given,
             frame.opener,
             frame.patience,
+            frame.memory,
         )
 
 

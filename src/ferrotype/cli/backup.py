@@ -84,6 +84,7 @@ def command(
                 secret_given=frame.secret_given,
                 dry_run=dry_run,
                 opener=frame.opener,
+                memory=frame.memory,
             )
         )
         for warning in repository.warnings:

@@ -50,7 +50,7 @@ def command(
         path, named = chosen(source, wanted)
         theirs = Frame(password_file=target_password_file, key_file=target_key_file)
         secret = theirs.secret if target_password_file or target_key_file else frame.secret
-        repository = stack.enter_context(open_image(path, frame.secret, opener=frame.opener))
+        repository = stack.enter_context(open_image(path, frame.secret, opener=frame.opener, memory=frame.memory))
         into = stack.enter_context(
             open_or_twin(
                 target,
@@ -61,6 +61,7 @@ def command(
                 split=split or 0,
                 dry_run=dry_run,
                 opener=frame.opener,
+                memory=frame.memory,
             )
         )
         snapshots = [repository.snapshot(name) for name in named] if named else repository.snapshots()

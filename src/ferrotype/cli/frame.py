@@ -30,6 +30,7 @@ from ferrotype.stall import LIMIT, Patience
 from ferrotype.units import parse_size
 
 if TYPE_CHECKING:
+    from ferrotype.engine.remembered import Memory
     from ferrotype.objects.volumes import Opener
     from ferrotype.repository.store import Repository
 
@@ -190,12 +191,25 @@ class Frame:
         from ferrotype.engine.opening import open_image
 
         with open_image(
-            image, self.secret, writable=writable, secret_given=self.secret_given, opener=self.opener
+            image,
+            self.secret,
+            writable=writable,
+            secret_given=self.secret_given,
+            opener=self.opener,
+            memory=self.memory,
         ) as repository:
             yield repository
             if job is not None:
                 for warning in repository.warnings:
                     job.warn(warning)
+
+    @property
+    def memory(self) -> Memory | None:
+        """What this user's runs remember of images, where there is a place for it."""
+        from ferrotype.engine.remembered import Memory
+
+        folder = state_folder()
+        return Memory(folder, self._job.warn) if folder and self._job else None
 
     # ------------------------------------------------------------------ storage that does not answer
 
@@ -292,6 +306,15 @@ def _output(command: str) -> bytes:
 
 def _first_line(data: bytes) -> bytes:
     return data.split(b"\n", 1)[0].removesuffix(b"\r")
+
+
+def state_folder() -> Path | None:
+    """Where this user's programs keep what should outlast them (XDG Base Directory Specification)."""
+    named = Path(os.environ.get("XDG_STATE_HOME", ""))
+    try:
+        return (named if named.is_absolute() else Path("~/.local/state").expanduser()) / "ferrotype"
+    except RuntimeError:  # nobody has a home
+        return None
 
 
 def _given() -> list[str]:

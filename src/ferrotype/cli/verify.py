@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -10,7 +9,7 @@ import click
 
 from ferrotype.cli import exits
 from ferrotype.cli.access import Opening, access_options
-from ferrotype.cli.frame import IMAGE, SHARE, Frame, options
+from ferrotype.cli.frame import IMAGE, SHARE, Frame, options, state_folder
 from ferrotype.errors import UsageError
 from ferrotype.units import format_size
 
@@ -48,7 +47,11 @@ def command(frame: Frame, image: Path, deep: bool, sample: float, since_last: bo
         from ferrotype.engine.verify import VerifyOptions, verify
 
         with frame.open_image(image) as repository:
-            turns = state_file(_state_folder(), repository.config.id, image, deep=deep) if since_last else None
+            turns = None
+            if since_last:
+                if (folder := state_folder()) is None:
+                    raise UsageError("--since-last needs a folder that lasts: set XDG_STATE_HOME or HOME")
+                turns = state_file(folder, repository.config.id, image, deep=deep)
             result = verify(repository, VerifyOptions(deep, sample, turns=turns), job)
             known = repository.snapshots()
         names = {snapshot.id: snapshot.name for snapshot in known}
@@ -72,12 +75,6 @@ def _check(frame: Frame, image: Path, opening: Opening, job: Job) -> None:
         frame.code = exits.NO
     end = f"{image}: {format_size(result.checked_bytes)} checked: " + ("no damage" if result.ok else "DAMAGED")
     frame.show(result.as_json(), "\n".join([*result.damaged, end]))
-
-
-def _state_folder() -> Path:
-    """Where this user's programs keep what should outlast them (XDG Base Directory Specification)."""
-    named = Path(os.environ.get("XDG_STATE_HOME", ""))
-    return (named if named.is_absolute() else Path("~/.local/state").expanduser()) / "ferrotype"
 
 
 def _document(result: VerifyResult) -> dict[str, object]:

@@ -10,6 +10,7 @@ from typing import Final
 
 from ferrotype.block.inventory import same_storage
 from ferrotype.engine.opening import SecretSource, image_files, open_image
+from ferrotype.engine.remembered import Memory
 from ferrotype.errors import DeviceError, KeyRefused, Refused, UsageError
 from ferrotype.objects.container import Container
 from ferrotype.objects.memory import MemoryStore
@@ -43,6 +44,7 @@ def open_or_create(
     secret_given: bool = False,
     dry_run: bool = False,
     opener: Opener = PosixFile,
+    memory: Memory | None = None,
 ) -> Iterator[Repository]:
     """The image at ``path``, open for writing; made new where there is none.
 
@@ -50,7 +52,13 @@ def open_or_create(
     """
     if path.exists():
         with open_image(
-            path, secret, writable=not dry_run, level=options.level, secret_given=secret_given, opener=opener
+            path,
+            secret,
+            writable=not dry_run,
+            level=options.level,
+            secret_given=secret_given,
+            opener=opener,
+            memory=memory,
         ) as repository:
             _check_same(path, repository, options)
             yield repository
@@ -67,7 +75,8 @@ def open_or_create(
             pack_size=options.pack_size or DEFAULT_PACK,
             level=options.level,
         )
-        yield repository
+        with _remembered(path, repository, None if dry_run else memory):
+            yield repository
     finally:
         store.close()
 
@@ -83,6 +92,7 @@ def open_or_twin(
     split: int = 0,
     dry_run: bool = False,
     opener: Opener = PosixFile,
+    memory: Memory | None = None,
 ) -> Iterator[Repository]:
     """The image at ``path``, open for what ``source`` is copied into; where there is none, one with the same keys.
 
@@ -94,17 +104,31 @@ def open_or_twin(
             raise KeyRefused(_NEITHER)
         if not path.parent.is_dir():
             raise DeviceError(f"the folder {path.parent} does not exist")
-        with source.twin(MemoryStore() if dry_run else Container.create(path, split=split, opener=opener)) as fresh:
+        with (
+            source.twin(MemoryStore() if dry_run else Container.create(path, split=split, opener=opener)) as fresh,
+            _remembered(path, fresh, None if dry_run else memory),
+        ):
             yield fresh
         return
     for mine in image_files(path):
         if any(same_storage(mine, other) for other in source_files):
             raise Refused(f"{path} is what is being copied from; nothing was written")
-    with open_image(path, secret, writable=not dry_run, opener=opener) as repository:
+    with open_image(path, secret, writable=not dry_run, opener=opener, memory=memory) as repository:
         if secret_given and not (source.config.encrypted or repository.config.encrypted):
             raise KeyRefused(_NEITHER)
         _check_same(path, repository, ImageOptions(split=split))
         yield repository
+
+
+@contextmanager
+def _remembered(path: Path, made: Repository, memory: Memory | None) -> Iterator[None]:
+    """A new image is remembered at the end of the block; where another one stood there before, that is said."""
+    place = memory.before(path) if memory else None
+    if place is not None:
+        place.made()
+    yield
+    if place is not None:
+        place.left(made, written=True)
 
 
 def _check_same(path: Path, repository: Repository, options: ImageOptions) -> None:

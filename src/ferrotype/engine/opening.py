@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from ferrotype.engine.remembered import Memory
 from ferrotype.errors import UsageError
 from ferrotype.objects.container import Container
 from ferrotype.objects.volumes import Opener, PosixFile, volume_path
@@ -31,8 +32,13 @@ def open_image(
     level: int = 1,
     secret_given: bool = False,
     opener: Opener = PosixFile,
+    memory: Memory | None = None,
 ) -> Repository:
-    """An existing image as a repository.  Raises KeyRefused where a secret was given and none is needed."""
+    """An existing image as a repository, held against what is remembered of it, which its end brings up to date.
+
+    Raises KeyRefused where a secret was given and none is needed.
+    """
+    place = memory.before(path) if memory else None
     container = open_container(path, writable=writable, opener=opener)
     try:
         wanted = secret_given or is_encrypted(container)
@@ -41,6 +47,9 @@ def open_image(
         container.close()
         raise
     repository.warnings += container.warnings
+    if place is not None:
+        place.opened(repository, writable=writable)
+        repository.at_end = lambda: place.left(repository, written=writable)
     return repository
 
 

@@ -35,6 +35,7 @@ from ferrotype.stall import Patience
 
 if TYPE_CHECKING:  # a disk image of another program needs nothing of these
     from ferrotype.engine.opening import SecretSource
+    from ferrotype.engine.remembered import Memory
     from ferrotype.engine.restore import Part
     from ferrotype.engine.survey import Survey, Volume
     from ferrotype.repository.keys import Secret
@@ -108,6 +109,7 @@ class Access:
     secret_given: bool = False  # the user named one, so an image that is not encrypted is not the one meant
     opener: Opener = PosixFile  # how the files of an image are opened
     patience: Patience | None = None  # how long storage may take
+    memory: Memory | None = None  # what is remembered of images, and who is told of what does not fit
     headers_only: bool = False  # a disk image whose disk cannot be read is wanted for what its headers say
 
 
@@ -198,6 +200,7 @@ def _open_disk(text: str, access: Access, job: Job) -> Iterator[OpenDisk]:
             access.secret,
             secret_given=access.secret_given,
             opener=access.opener,
+            memory=access.memory,
         )
         with repository:
             snapshot = repository.snapshot(reference.snapshot or "latest")

@@ -26,7 +26,7 @@ import msgspec
 from ferrotype.job import Job
 from ferrotype.units import MiB
 
-__all__ = ["Progress", "Round", "begin_or_resume", "state_file"]
+__all__ = ["Progress", "Round", "begin_or_resume", "replace_file", "state_file"]
 
 _MARK: Final = 8  # bytes; two of a million packs share one with a probability of 1 in 40 million
 _MAX_FILE: Final = 128 * MiB  # six million packs
@@ -110,7 +110,7 @@ class Round:
             damaged=_joined(self.damaged),
         )
         try:
-            _replace(file, msgspec.json.encode(stored))
+            replace_file(file, msgspec.json.encode(stored))
         except OSError as error:
             job.warn(f"{file}: what was checked cannot be kept for the next run: {error.strerror or error}")
 
@@ -168,7 +168,7 @@ def _split(text: str) -> set[bytes]:
     return {raw[at : at + _MARK] for at in range(0, len(raw), _MARK)}
 
 
-def _replace(file: Path, data: bytes) -> None:
+def replace_file(file: Path, data: bytes) -> None:
     """The file has the new content, or the old one; never a part of either."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fresh = file.with_name(f".{file.name}.{os.getpid()}.new")

@@ -306,6 +306,12 @@ class Container:
         return self._moves.volume_sizes()
 
     @property
+    def state(self) -> tuple[str, int]:
+        """The container's id, and the number of its newest catalog, which ascends with every change."""
+        newest = self._log.chain[-1].sequence if self._log.chain else 0
+        return self._log.records.uuid.hex(), newest
+
+    @property
     def split(self) -> int:
         """Bytes that a volume may grow to; 0 where there is one file."""
         return self._log.split

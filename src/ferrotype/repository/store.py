@@ -82,6 +82,8 @@ class Repository:
         self.config = config
         self.sealer = sealer
         self.warnings: list[str] = []
+        self._ahead: tuple[int, list[Snapshot]] | None = None  # a state, and its snapshots
+        self.at_end: Callable[[], None] | None = None  # what is done before it is closed, where nothing failed
         self._master = master
         self._index: Index | None = None
         self._state = 0  # how often a newer state was gone on to
@@ -148,8 +150,12 @@ class Repository:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None and self.at_end is not None:
+                self.at_end()
+        finally:
+            self.close()
 
     # ------------------------------------------------------------------ keys
 
@@ -170,6 +176,9 @@ class Repository:
 
     def snapshots(self) -> list[Snapshot]:
         """All snapshots, oldest first.  One that is damaged is left out and warned about."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == self._state:
+            return ahead[1]
         for _ in range(_STATES):
             state = self._state
             found, damaged = read_snapshots(self.store, self.sealer)
@@ -177,6 +186,12 @@ class Repository:
                 break
         for message in damaged:
             self._warn(message)
+        return found
+
+    def snapshots_ahead(self) -> list[Snapshot]:
+        """All snapshots of an image that is open for reading; the next call of ``snapshots`` need not read them."""
+        found = self.snapshots()
+        self._ahead = (self._state, found)
         return found
 
     def snapshot(self, wanted: str = "latest") -> Snapshot:
