@@ -252,3 +252,29 @@ def test_quiet_is_not_silent(failing: Path, tmp_path: Path) -> None:
     done = ferrotype("backup", failing, tmp_path / "a.ferro", "--no-warnings", code=8)
     assert "warning" not in done.err
     assert done.out
+
+
+# ---------------------------------------------------------------------- what is no matter of ranges
+
+
+@pytest.mark.parametrize("words", [("backup", "a.ferro"), ("convert", "a.raw")], ids=" ".join)
+def test_storage_that_does_not_answer_is_asked_once(words: tuple[str, str], tmp_path: Path) -> None:
+    with troubled(tmp_path) as disk:
+        (disk.backing / "disk.img").write_bytes(CONTENT)
+        disk.behave(stall=("read",))
+        target = tmp_path / words[1]
+        done = ferrotype(words[0], disk.path / "disk.img", target, "--stall-limit", "1", code=6)
+        assert "has not answered for 1 s" in done.err
+        assert disk.stalled() == 1
+        assert not target.exists() or words[0] == "backup"
+
+
+def test_a_device_without_a_medium_is_none(tmp_path: Path) -> None:
+    """An idle loop device has no bytes, like a card reader without a card."""
+    need("losetup")
+    if os.geteuid():
+        pytest.skip("needs root")
+    idle = run("losetup", "-f").strip()
+    assert "no medium" in ferrotype("backup", idle, tmp_path / "a.ferro", code=4).err
+    assert "no medium" in ferrotype("convert", idle, tmp_path / "a.qcow2", code=4).err
+    assert os.listdir(tmp_path) == []

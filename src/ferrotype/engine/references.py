@@ -281,7 +281,7 @@ def is_image(reference: Reference, access: Access) -> bool:
         return False
     if reference.path.suffix.lower() == IMAGE_SUFFIX:
         return True  # a damaged one must not pass for a raw disk
-    with FileSource(reference.path) as file:
+    with FileSource(reference.path, patience=access.patience) as file:
         magic = FORMATS["ferro"].magics[0][1]
         if read(file, 0, min(file.size, len(magic))) == magic:
             return True

@@ -194,7 +194,7 @@ def _backing(wanted: NewImage) -> Iterator[tuple[Backing | None, list[Path]]]:
         raise UsageError(
             f"the backing file {path} is not there; its name is taken relative to the new image's folder"
         )
-    file = FileSource(path)
+    file = FileSource(path, patience=wanted.patience)
     try:
         format = wanted.backing_format or recognise(file) or ("raw" if path.suffix.lower() in RAW_SUFFIXES else None)
         if format is None:
