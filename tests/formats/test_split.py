@@ -175,3 +175,23 @@ def test_disks_of_other_sizes_are_no_parts_and_told(tmp_path: Path) -> None:
     content, warnings = content_of(tmp_path / "disk.img1")
     assert content == CONTENT[:4096]
     assert "disk.img2 beside it is of another size" in warnings[0]
+
+
+# ---------------------------------------------------------------------- disks that end before their partitions do
+
+
+@pytest.mark.parametrize("label", ["dos", "gpt"])
+@pytest.mark.parametrize("name", ["only.001", "disk.img"])
+def test_a_table_that_reaches_behind_the_end_is_told_by_every_verb(tmp_path: Path, label: str, name: str) -> None:
+    need("sfdisk")
+    path = tmp_path / name
+    path.write_bytes(bytes(8 * MiB))
+    run("sfdisk", "-q", path, text_in=f"label: {label}\nstart=2048, size=2048\nstart=8192, size=6000\n")
+    out = tmp_path / "out"
+    verbs = [("checksum", path), ("info", path), ("convert", path, out, "-O", "qcow2"), ("compare", path, path)]
+    assert "warning" not in ferrotype(*verbs[0]).err
+    with path.open("r+b") as file:
+        file.truncate(3 * MiB)
+    for words in (*verbs, ("backup", path, tmp_path / "a.ferro")):
+        done = ferrotype(*words, code=8)
+        assert "beyond the end of the disk" in done.err or "smaller than its GPT says" in done.err, words

@@ -61,6 +61,17 @@ _IN_CORPUS: Final[dict[str, tuple[str, ...]]] = {
     "parallels": ("parallels",),
     "wim": ("wim",),
 }
+# descriptors, which nothing of the above is
+_TEXTS: Final[dict[str, tuple[bytes, ...]]] = {
+    "vmdk": (
+        b'\xef\xbb\xbf# Disk Descriptor File\r\nversion=1\r\ncreateType="custom"\r\nRW 99 ZERO\r\nRW 9 ZERO x\r\n',
+        b'\n#\nversion=1\nCID=1\nparentCID=2\nparentFileNameHint="y"\ncreateType=x\nRW 9 FLAT "a-flat.vmdk" 0 4e9e',
+    )
+}
+
+# bytes by which images are made longer or shorter: padding behind a trailer, clusters that are not all there
+_LENGTHS: Final[dict[str, int]] = {"vhd": 4 * KiB, "dmg": 4 * KiB, "qcow2": -700, "qed": -700, "vdi": -700}
+
 NAMES: Final = tuple(sorted({*_BY_QEMU, *_BY_US, *_IN_CORPUS}))
 
 
@@ -76,6 +87,11 @@ def seeds(name: str) -> tuple[bytes, ...]:
         for number, (texts, compress) in enumerate(_BY_US.get(name, ())):
             path = make_image(Path(folder) / f"u{number}.E01", name, bytes(content), *texts, compress=compress)
             made.append(_trimmed(Sparse.load(path)).encode())
+    made += [Sparse.of(text).encode() for text in _TEXTS.get(name, ())]
+    if made and name in _LENGTHS:
+        last = Sparse.decode(made[-1])
+        last.size += _LENGTHS[name]
+        made.append(last.encode())
     return (*made, *from_corpus(name))
 
 

@@ -21,6 +21,7 @@ from blake3 import blake3
 from ferrotype.block import Source
 from ferrotype.block.device import aligned_buffer
 from ferrotype.block.lenient import Lenient
+from ferrotype.engine.reach import tell_of_reach
 from ferrotype.engine.unreadable import tell_of_disk
 from ferrotype.extents import ExtentMap, State
 from ferrotype.job import Job
@@ -69,6 +70,7 @@ def checksum_of(disk: OpenDisk, job: Job) -> Checksum:
     source = Lenient(disk.source, job)
     digest = checksum(source, job)
     tell_of_disk(disk, source.found, job, source.reason)
+    tell_of_reach(disk, job)
     return Checksum(digest, source.size, source.unreadable)
 
 

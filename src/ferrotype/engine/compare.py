@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ferrotype.block import Source
 from ferrotype.block.device import aligned_buffer
 from ferrotype.block.lenient import Lenient
+from ferrotype.engine.reach import tell_of_reach
 from ferrotype.engine.unreadable import tell_of_disk
 from ferrotype.extents import ExtentMap, State, merge
 from ferrotype.job import Job
@@ -127,6 +128,7 @@ def compare_disks(one: OpenDisk, other: OpenDisk, job: Job, *, strict: bool = Fa
     result = compare(one.source, other.source, job, strict=strict)
     for disk, found, reason in zip((one, other), result.found, result.reasons, strict=True):
         tell_of_disk(disk, found, job, reason)
+        tell_of_reach(disk, job)
     if result.unknown and result.first_difference is None:
         lost = sum(length for ranges in result.unreadable for _, length in ranges)
         job.warn(f"nothing differs in what can be read, but {lost} bytes could not be compared")

@@ -17,6 +17,7 @@ from ferrotype.block.memory import MemoryDisk
 from ferrotype.block.outputs import Outputs
 from ferrotype.block.views import Concat
 from ferrotype.engine.convert import Converted, copy
+from ferrotype.engine.reach import tell_of_reach
 from ferrotype.engine.references import OpenDisk
 from ferrotype.engine.room import check_room
 from ferrotype.engine.targets import refuse_harm
@@ -123,6 +124,7 @@ def write_image(disk: OpenDisk, wanted: NewImage, job: Job) -> Written:
     written = _write(disk, wanted, job)
     if wanted.format != "ferro":  # a backup tells it itself
         tell_of_disk(disk, written.copied.found, job, written.copied.reason)
+        tell_of_reach(disk, job)
     return written
 
 
