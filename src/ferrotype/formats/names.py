@@ -89,7 +89,8 @@ def no_raw_disk(path: PurePath, file: Source, way_out: str = _WAY_OUT) -> Format
             return UnsupportedError(f"{path} is {foreign.what}, and no disk: {foreign.advice}, {way_out}")
     if _FLAT.fullmatch(path.name):
         return None
-    suffix = _suffix(name_of_whole(Path(path)))
+    whole = name_of_whole(Path(path))
+    suffix = _suffix(whole)
     for foreign in FOREIGN:
         if suffix in foreign.suffixes.split():
             return UnsupportedError(
@@ -99,6 +100,8 @@ def no_raw_disk(path: PurePath, file: Source, way_out: str = _WAY_OUT) -> Format
     named = next((name for name, row in FORMATS.items() if suffix in row.suffixes and suffix not in RAW_SUFFIXES), "")
     if not named and _SEGMENT.fullmatch(suffix):
         named = "ewf"
+    if named == "ewf" and whole.name != path.name:
+        return None  # EWF has segments of its own: parts of a name like case.E01.001 are those of a raw disk
     if named:
         return InvalidImage(
             f"{path} is named like a disk image in the format {named}, and its content shows none: it is "
