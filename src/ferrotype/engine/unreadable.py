@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from ferrotype.block.lenient import known_unreadable
 from ferrotype.job import Job
 
 if TYPE_CHECKING:
@@ -41,6 +40,8 @@ def tell_of_disk(disk: OpenDisk, found: Sequence[Range], job: Job, reason: str =
 
     What a disk image of another program says of that was said when it was opened.
     """
+    from ferrotype.block.lenient import known_unreadable  # a list of snapshots needs no columns
+
     name, sector = disk.reference.text, disk.source.traits.sector_size
     if disk.record is not None:
         tell(name, known_unreadable(disk.source), job, sector=sector, what=BEFORE)
