@@ -333,11 +333,11 @@ def test_an_ordinary_zip_file_is_none(tmp_path: Path) -> None:
         archive.writestr("readme.txt", "information.turtle")
     file = FileSource(path)
     assert not aff4.probe(file)
-    assert recognise(file) is None
+    assert recognise(file) == "zip"
     file.close()
     path.write_bytes(b"PK\x03\x04" + bytes(100))
     file = FileSource(path)
-    assert recognise(file) is None
+    assert recognise(file) == "zip"
     file.close()
 
 

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import bz2
 import functools
+import gzip
+import hashlib
+import io
+import lzma
+import struct
+import tarfile
 import tempfile
+import zipfile
 import zlib
 from collections import deque
 from collections.abc import Callable
@@ -13,6 +21,7 @@ from typing import Final
 
 from ferrotype.errors import FerrotypeError
 from ferrotype.formats import Image
+from ferrotype.formats.codecs import zstd_frame
 from ferrotype.formats.crc32c import crc32c
 from ferrotype.formats.registry import open_file, open_tree, recognise
 from ferrotype.formats.related import Related
@@ -72,7 +81,47 @@ _TEXTS: Final[dict[str, tuple[bytes, ...]]] = {
 # bytes by which images are made longer or shorter: padding behind a trailer, clusters that are not all there
 _LENGTHS: Final[dict[str, int]] = {"vhd": 4 * KiB, "dmg": 4 * KiB, "qcow2": -700, "qed": -700, "vdi": -700}
 
-NAMES: Final = tuple(sorted({*_BY_QEMU, *_BY_US, *_IN_CORPUS}))
+
+def _tar(content: bytes) -> bytes:
+    """A tar archive with a descriptor, a disk, a manifest and long names of both kinds."""
+    made = io.BytesIO()
+    text = b'<Envelope><File id="f" href="a.img"/><Disk fileRef="f"/></Envelope>'
+    manifest = b"SHA256(a.img)= " + hashlib.sha256(content).hexdigest().encode()
+    with tarfile.open(fileobj=made, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, data in (("a.ovf", text), ("a.img", content), ("a.mf", manifest), ("n" * 200, b"x")):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return made.getvalue()
+
+
+def _zip(content: bytes, method: int) -> bytes:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", method) as archive:
+        archive.writestr("a.img", content)
+        archive.writestr("words.txt", b"words")
+    return made.getvalue()
+
+
+def _simg(content: bytes) -> bytes:
+    """An Android sparse image with every kind of chunk."""
+    blocks = len(content) // 4096
+    chunks = [(0xCAC1, blocks, content), (0xCAC2, 9, b"abcd"), (0xCAC3, 5, b""), (0xCAC4, 0, b"1234")]
+    head = struct.pack("<IHHHHIIII", 0xED26FF3A, 1, 0, 28, 12, 4096, blocks + 14, len(chunks), 1)
+    return head + b"".join(struct.pack("<HHII", k, 0, n, 12 + len(data)) + data for k, n, data in chunks)
+
+
+# what holds disks, or other files that do
+_BY_HAND: Final[dict[str, tuple[Callable[[bytes], bytes], ...]]] = {
+    "gzip": (gzip.compress, lambda data: gzip.compress(_tar(data))),
+    "xz": (lzma.compress,),
+    "zstd": (zstd_frame,),
+    "bzip2": (bz2.compress,),
+    "ova": (_tar, lambda data: _tar(gzip.compress(data))),
+    "zip": (lambda data: _zip(data, zipfile.ZIP_STORED), lambda data: _zip(data, zipfile.ZIP_DEFLATED)),
+    "simg": (_simg,),
+}
+NAMES: Final = tuple(sorted({*_BY_QEMU, *_BY_US, *_IN_CORPUS, *_BY_HAND}))
 
 
 @functools.cache
@@ -84,6 +133,7 @@ def seeds(name: str) -> tuple[bytes, ...]:
             path = scattered(Path(folder) / f"q{number}", kind, 2 * MiB, options, seed=number, writes=6)
             made.append(_trimmed(Sparse.load(path)).encode())
         content = bytearray(random_disk(256 * KiB, seed=5))
+        made += [_trimmed(Sparse.of(make(bytes(content)))).encode() for make in _BY_HAND.get(name, ())]
         for number, (texts, compress) in enumerate(_BY_US.get(name, ())):
             path = make_image(Path(folder) / f"u{number}.E01", name, bytes(content), *texts, compress=compress)
             made.append(_trimmed(Sparse.load(path)).encode())

@@ -49,14 +49,16 @@ class Compressed:
 
     def open(self, file: Source, related: Related, /) -> Image:
         """The disk inside, unpacked; a damaged stream is refused."""
-        path = related.path
+        path = PurePath(related.called) if related.called else None
         if path is not None and isinstance(file, SplitFile):
             path = path.with_suffix("")  # .aa
         warnings: list[str] = []
         scratch = unpack(file, self.compression, related, self.advice, told=warnings.append)
         name = self._inner(path)
         try:
-            image = open_inner(scratch, name, related.within(name or None, packed=file.size))
+            image = open_inner(
+                scratch, name, related.within(name if related.path else None, packed=file.size, called=name)
+            )
         except BaseException:
             scratch.close()
             raise
@@ -96,7 +98,7 @@ def unpack(
     ``heard`` gets every piece of it.
     """
     job = related.job
-    job.begin(f"unpacking {related.path.name if related.path else 'a stream'}", file.size)
+    job.begin(f"unpacking {related.called or 'a stream'}", file.size)
     scratch = Scratch()
     try:
         for piece in unpacked(file, compression, passed=job.advance, told=told):
@@ -107,8 +109,8 @@ def unpack(
         scratch.close()
         raise
     job.note(
-        f"{related.path or 'a stream'} was unpacked into an unnamed file in {scratch.folder}, which takes "
-        f"{format_size(scratch.stored)} there until the end"
+        f"{related.path or related.called or 'a stream'} was unpacked into an unnamed file in {scratch.folder}, "
+        f"which takes {format_size(scratch.stored)} there until the end"
     )
     return scratch
 

@@ -52,8 +52,6 @@ FOREIGN: Final = (
     Foreign("a stream of compress", _unpack("gzip -d"), ".z .taz", ((0, b"\x1f\x9d\x90"),)),
     Foreign("a brotli stream", _unpack("brotli -d"), ".br"),
     Foreign("a snappy stream", _unpack("snzip -d"), ".sz", ((0, b"\xff\x06\0\0sNaPpY"),)),
-    Foreign("a zip archive", _unpack("unzip"), ".zip .zipx", ((0, b"PK\3\4"), (0, b"PK\5\6"), (0, b"PK\7\x08PK"))),
-    Foreign("a tar archive", _unpack("tar -xf"), ".tar .ova", ((257, b"ustar"),)),
     Foreign("a cabinet", _unpack("7z x"), ".cab", ((0, b"MSCF\0\0\0\0"),)),
     Foreign("a cpio archive", _unpack("cpio -id"), ".cpio", ((0, b"070701"), (0, b"070702"), (0, b"070707"))),
     Foreign("an ar archive", _unpack("ar x"), ".ar .deb", ((0, b"!<arch>\n"),)),

@@ -104,6 +104,8 @@ FORMATS: Final[dict[str, Row]] = {
         "ferrotype.formats.wim", ((0, b"MSWIM\0\0\0"), (0, b"WLPWM\0\0\0")), (".wim", ".esd", ".swm"), tree=True
     ),
     "simg": Row("ferrotype.formats.simg", ((0, b"\x3a\xff\x26\xed"),), (".simg",), wraps=True),
+    "ova": Row("ferrotype.formats.ova", ((257, b"ustar"),), (".ova", ".tar"), wraps=True),
+    "zip": Row("ferrotype.formats.zipped", ((0, b"PK\3\4"), (0, b"PK\5\6")), (".zip", ".zipx"), wraps=True),
     "gzip": Row("ferrotype.formats.compressed:GZIP", ((0, b"\x1f\x8b\x08"),), (".gz", ".tgz"), wraps=True),
     "xz": Row("ferrotype.formats.compressed:XZ", ((0, b"\xfd7zXZ\0"),), (".xz", ".txz"), wraps=True),
     "zstd": Row(

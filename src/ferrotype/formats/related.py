@@ -50,6 +50,7 @@ class Related:
         self.job: Job = job or NullJob()  # hears how long work on the way to the disk gets on, such as unpacking
         self.depth = 0  # how many files the image lies in, such as an archive
         self.packed = 0  # bytes of the outermost of them
+        self.called = path.name if path is not None else ""
         self.path = path
         self.passphrase = passphrase  # asked for where an image is itself encrypted; None: the user gave none
         self._allowed = tuple(Path(os.path.realpath(one)) for one in allowed)
@@ -110,13 +111,14 @@ class Related:
             raise UnsupportedError(f"{len(names)} files may be the {what}; at most {most} are looked at")
         return names
 
-    def within(self, name: str | None, *, packed: int = 0) -> Related:
+    def within(self, name: str | None, *, packed: int = 0, called: str = "") -> Related:
         """The same for a file that lies in the image's file and is called ``name``; None: it may open nothing else.
 
-        ``packed``: bytes of the file that all is unpacked from, unless it lies in another itself.
+        ``packed``: bytes of the file that all is unpacked from, unless it lies in another itself; ``called``: the
+        name of one that may open nothing.
         """
         inner = Related(None, passphrase=self.passphrase, patience=self._patience, job=self.job)
-        inner.depth, inner.packed = self.depth + 1, self.packed or packed
+        inner.depth, inner.packed, inner.called = self.depth + 1, self.packed or packed, name or called
         if name is not None and self.path is not None:
             inner.path, inner._allowed, inner._trees = self.path.with_name(name), self._allowed, self._trees
             inner._seen = self._seen

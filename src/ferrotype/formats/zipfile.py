@@ -70,9 +70,9 @@ class _WideEnd(Record):
     directory_offset: u64
 
 
-# Section 4.3.12, and of it what is looked at: signature, flags, method, packed size, size, the lengths of name, extra
-# field and comment, offset of the local header.  There may be many of them: no objects are made.
-_ENTRY: Final = struct.Struct("<4s4xHH8xIIHHH8xI")
+# Section 4.3.12, and of it what is looked at: signature, flags, method, CRC-32, packed size, size, the lengths of
+# name, extra field and comment, offset of the local header.  There may be many of them: no objects are made.
+_ENTRY: Final = struct.Struct("<4s4xHH4xIIIHHH8xI")
 
 
 @record(endian="<", size=30)
@@ -100,6 +100,7 @@ class Member:
     size: int
     packed_size: int
     method: int
+    crc: int
 
 
 class ZipFile:
@@ -110,7 +111,7 @@ class ZipFile:
         self.file = file
         directory, before, self.comment = _directory(file)
         self._numbers: dict[bytes, int] = {}
-        self._columns = [array("Q"), array("Q"), array("Q"), array("B")]  # header offset, size, packed size, method
+        self._columns = [array("Q"), array("Q"), array("Q"), array("B"), array("I")]  # and CRC
         self._read(directory, before)
 
     def _read(self, directory: bytes, before: int) -> None:
@@ -118,7 +119,9 @@ class ZipFile:
         while at < len(directory):
             if len(directory) - at < _ENTRY.size:
                 raise InvalidImage("the zip directory is cut short", offset=at)
-            signature, flags, method, packed, size, name, extra, comment, offset = _ENTRY.unpack_from(directory, at)
+            signature, flags, method, crc, packed, size, name, extra, comment, offset = _ENTRY.unpack_from(
+                directory, at
+            )
             behind = at + _ENTRY.size + name
             if signature != b"PK\1\2" or behind + extra > len(directory):
                 raise InvalidImage("the zip directory is damaged", offset=at)
@@ -131,7 +134,9 @@ class ZipFile:
             if before + offset + packed > self.file.size:
                 raise InvalidImage("a member lies outside the zip file", offset=at, field="offset")
             self._numbers[directory[at + _ENTRY.size : behind]] = len(self._columns[0])
-            for column, value in zip(self._columns, (before + offset, size, packed, min(method, 255)), strict=True):
+            for column, value in zip(
+                self._columns, (before + offset, size, packed, min(method, 255), crc), strict=True
+            ):
                 column.append(value)
             at = behind + extra + comment
 
@@ -144,14 +149,14 @@ class ZipFile:
         number = self._numbers.get(name)
         if number is None:
             return None
-        header, size, packed, method = (int(column[number]) for column in self._columns)
+        header, size, packed, method, crc = (int(column[number]) for column in self._columns)
         local = _Local.unpack(read_exactly(self.file, header, _Local.SIZE, "a member's header"))
         offset = header + _Local.SIZE + local.name_length + local.extra_length
         if local.signature != b"PK\3\4" or offset + packed > self.file.size:
             raise InvalidImage("a member is not where the zip directory says", offset=header)
         if method == _STORED and size != packed:
             raise InvalidImage("a stored member has two sizes", offset=header, field="size")
-        return Member(offset, size, packed, method)
+        return Member(offset, size, packed, method, crc)
 
     def content(self, member: Member, most: int) -> bytes:
         """All of a member that has at most ``most`` bytes."""
