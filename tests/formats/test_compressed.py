@@ -218,6 +218,22 @@ def test_there_is_no_room_to_unpack(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(disk_of(tmp_path / "zeros.img.gz")[0]) == 64 * MiB
 
 
+@pytest.mark.parametrize("head", [PACK[".zst"](DISK), b"\x28\xb5\x2f\xfd\x00\x58"], ids=["padding", "empty blocks"])
+def test_a_hole_that_never_ends(tmp_path: Path, head: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "_MOST_IDLE", 20)
+    path = tmp_path / "disk.img.zst"
+    path.write_bytes(head)
+    with path.open("r+b") as file:
+        file.truncate(8 << 40)
+    if len(head) < 10:
+        with pytest.raises(InvalidImage, match="holds nothing"):
+            disk_of(path)
+        return
+    found, job = disk_of(path)
+    assert found == DISK
+    assert any("the rest is left out" in warning for warning in job.warnings)
+
+
 def test_streams_are_read_at_any_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever lies at the edges of the pieces that are read: heads, ends, padding."""
     monkeypatch.setattr(streams, "_PIECE", 7)

@@ -35,6 +35,7 @@ __all__ = ["COMPRESSIONS", "unpacked"]
 _PIECE: Final = MiB  # bytes of output at a time, and of input
 _MAGIC: Final = 8  # bytes that say whether another member follows
 _WINDOW: Final = 27  # of zstd: 128 MiB, which is also what its own program takes unless it is told to
+_MOST_IDLE: Final = 1024  # pieces of input in a row that hold nothing: a sparse file may have millions
 _XZ_MEMORY: Final = 256 * MiB
 PROGRAMS: Final = {"lz4": "lz4", "lzo": "lzop", "lz": "lzip"}  # what has no library here is opened by its program
 COMPRESSIONS: Final = ("gz", "bz2", "xz", "lzma", "zst", *PROGRAMS)
@@ -101,10 +102,16 @@ def unpacked(
         yield from _by_program(file, PROGRAMS[compression])
         return
     stream: _Stream | None = _stream(compression)
-    held, at = b"", 0
+    held, at, idle = b"", 0, 0
     try:
         for data in _input(file, passed):
             at += len(data)
+            idle += 1
+            if idle > _MOST_IDLE:
+                if stream is not None or told is None:
+                    raise InvalidImage(f"the {compression} stream holds nothing for {idle} MiB before byte {at}")
+                told(f"what follows the {compression} stream are zeros up to byte {at}, and the rest is left out")
+                return
             while True:
                 if stream is None:
                     data = (held + data).lstrip(b"\0")
@@ -124,6 +131,7 @@ def unpacked(
                 piece = stream.decompress(data, _PIECE)
                 data = b""
                 if piece:
+                    idle = 0
                     yield piece
                 if stream.eof:
                     data, stream = stream.unused_data, None
