@@ -88,10 +88,10 @@ _LENGTHS: Final[dict[str, int]] = {"vhd": 4 * KiB, "dmg": 4 * KiB, "qcow2": -700
 def _tar(content: bytes) -> bytes:
     """A tar archive with a descriptor, a disk, a manifest and long names of both kinds."""
     made = io.BytesIO()
-    text = b'<Envelope><File id="f" href="a.img"/><Disk fileRef="f"/></Envelope>'
-    manifest = b"SHA256(a.img)= " + hashlib.sha256(content).hexdigest().encode()
+    text = b'<Envelope><File id="f" href="a.disk"/><Disk fileRef="f"/></Envelope>'
+    manifest = b"SHA256(a.disk)= " + hashlib.sha256(content).hexdigest().encode()
     with tarfile.open(fileobj=made, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for name, data in (("a.ovf", text), ("a.img", content), ("a.mf", manifest), ("n" * 200, b"x")):
+        for name, data in (("a.ovf", text), ("a.disk", content), ("a.mf", manifest), ("n" * 200, b"x")):
             entry = tarfile.TarInfo(name)
             entry.size = len(data)
             archive.addfile(entry, io.BytesIO(data))
