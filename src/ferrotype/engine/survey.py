@@ -11,6 +11,7 @@ import numpy as np
 
 from ferrotype.block import Source, read
 from ferrotype.block.views import Slice
+from ferrotype.engine.owners import doubt, owner_of_disk
 from ferrotype.errors import FormatError, ReadError
 from ferrotype.extents import ExtentMap, State, merge
 from ferrotype.filesystems import FileSystem
@@ -50,6 +51,7 @@ class Volume:
             "block_size": self.block_size,
             "used_bytes": self.used_bytes,
             "clean": self.clean,
+            "kept": self.note,
         }
 
     @property
@@ -110,7 +112,8 @@ def survey(
         told.damage += table.warnings
         parts = table.partitions
     known = source.extents(0, source.size) if allocation else ExtentMap.uniform(0, source.size)
-    volumes, free = _volumes(source, parts, told, exclude_swap_files, known if allocation else None)
+    look = _Look(source, table, told, exclude_swap_files, known if allocation else None)
+    volumes, free = look.volumes(parts)
     extents = merge(known, free)
     if table is not None:  # a partition may lie over the table itself, whose sectors it would call free
         extents = extents.cleared(State.FREE, table.metadata)
@@ -124,78 +127,97 @@ def survey(
     )
 
 
-def _volumes(
-    source: Source, parts: tuple[Partition, ...], told: Told, exclude_swap_files: bool, known: ExtentMap | None
-) -> tuple[tuple[Volume, ...], ExtentMap]:
-    """All volumes, and what they leave free of the whole disk."""
-    volumes, maps, at = [], [], 0
-    for partition in parts:
-        volume, free = _volume(source, partition, told, exclude_swap_files, known)
-        volumes.append(volume)
-        maps += [ExtentMap.uniform(at, partition.start - at), free]
-        at = partition.end
-    maps.append(ExtentMap.uniform(at, source.size - at))
-    return tuple(volumes), ExtentMap.concat([m for m in maps if m.length])
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """One look at the volumes of a disk."""
 
+    source: Source
+    table: Table | None
+    told: Told
+    exclude_swap_files: bool
+    known: ExtentMap | None  # what the source knows without reading; None: no map is wanted
 
-def _volume(
-    source: Source, partition: Partition, told: Told, exclude_swap_files: bool, known: ExtentMap | None
-) -> tuple[Volume, ExtentMap]:
-    """One volume, and its map in offsets of the disk.  ``known`` is what the source knows; None: no map is wanted."""
-    whole = ExtentMap.uniform(partition.start, partition.size)
-    volume = Volume(
-        partition.index, partition.start, partition.size, partition.type or None, partition.label, partition.label,
-        None, None, None, None, None,
-    )  # fmt: skip
-    view = Slice(source, partition.start, partition.size)
-    try:
-        found = identify(view)
-    except ReadError as error:
-        told.damage.append(f"{volume.title} is kept whole: {error}")
-        return replace(volume, note=str(error)), whole
-    if found is None:
-        if (problem := _unreadable(view)) is not None:
-            told.damage.append(f"{volume.title} is kept whole: {problem}")
-        elif known is not None and not _blank(known.clip(partition.start, partition.size)):
-            told.notes.append(f"{volume.title} holds nothing known and is kept whole")
-        return volume, whole
-    volume = replace(volume, filesystem=found.kind, label=found.label or volume.label, uuid=found.uuid)
-    if found.filesystem is None:
-        note = found.problem or "ferrotype has no allocation map for it"
-        (told.damage if found.damaged else told.notes).append(
-            f"{volume.title}, {found.kind}, {'is damaged and' if found.damaged else 'is'} kept whole: {note}"
-        )
-        return replace(volume, note=note), whole
-    facts = found.filesystem.facts
-    volume = replace(volume, block_size=facts.block_size, clean=facts.unclean is None)
-    if known is None:
-        return volume, whole
-    return _mapped(volume, found.filesystem, view, told, exclude_swap_files)
+    def volumes(self, parts: tuple[Partition, ...]) -> tuple[tuple[Volume, ...], ExtentMap]:
+        """All volumes, and what they leave free of the whole disk."""
+        owner = self._owner()
+        volumes, maps, at = [], [], 0
+        for partition in parts:
+            volume, free = self._volume(partition, owner)
+            volumes.append(volume)
+            maps += [ExtentMap.uniform(at, partition.start - at), free]
+            at = partition.end
+        maps.append(ExtentMap.uniform(at, self.source.size - at))
+        return tuple(volumes), ExtentMap.concat([m for m in maps if m.length])
 
+    def _owner(self) -> str | None:
+        """What claims all of the disk besides its table; then no file system may give anything away."""
+        if self.table is None:
+            return None
+        owner = owner_of_disk(self.source, self.table)
+        if owner is not None:
+            self.told.notes.append(f"all of the disk is kept: {owner}")
+        return owner
 
-def _mapped(
-    volume: Volume, filesystem: FileSystem, view: Source, told: Told, exclude_swap_files: bool
-) -> tuple[Volume, ExtentMap]:
-    whole = ExtentMap.uniform(volume.start, volume.size)
-    unclean = filesystem.facts.unclean
-    try:
-        free = filesystem.allocation()
-        used = free.clip(0, min(filesystem.facts.size, view.size))
-        volume = replace(volume, used_bytes=used.length - used.total(State.FREE))
-        if exclude_swap_files and not unclean:
-            swap = filesystem.swap_files()
-            free = merge(free, swap)
-            if left_out := swap.total(State.FREE):
-                told.notes.append(
-                    f"{volume.title}: {format_size(left_out)} of paging and hibernation files are left out"
-                )
-    except (FormatError, ReadError) as error:
-        told.damage.append(f"{volume.title}, {volume.filesystem}, is damaged and kept whole: {error}")
-        return replace(volume, note=str(error), clean=False), whole
-    if unclean:
-        told.unclean.append(f"{volume.title}, {volume.filesystem}, is kept whole: {unclean}")
-        return replace(volume, note=unclean), whole
-    return volume, free.shift(volume.start)
+    def _volume(self, partition: Partition, owner: str | None) -> tuple[Volume, ExtentMap]:
+        """One volume, and its map in offsets of the disk."""
+        told, known = self.told, self.known
+        whole = ExtentMap.uniform(partition.start, partition.size)
+        place = (partition.index, partition.start, partition.size)
+        names = (partition.type or None, partition.label, partition.label)
+        volume = Volume(*place, *names, None, None, None, None, None)
+        view = Slice(self.source, partition.start, partition.size)
+        try:
+            found = identify(view)
+        except ReadError as error:
+            told.damage.append(f"{volume.title} is kept whole: {error}")
+            return replace(volume, note=str(error)), whole
+        if found is None:
+            if (problem := _unreadable(view)) is not None:
+                told.damage.append(f"{volume.title} is kept whole: {problem}")
+            elif known is not None and not _blank(known.clip(partition.start, partition.size)):
+                told.notes.append(f"{volume.title} holds nothing known and is kept whole")
+            return volume, whole
+        volume = replace(volume, filesystem=found.kind, label=found.label or volume.label, uuid=found.uuid)
+        if found.filesystem is None:
+            note = found.problem or "ferrotype has no allocation map for it"
+            (told.damage if found.damaged else told.notes).append(
+                f"{volume.title}, {found.kind}, {'is damaged and' if found.damaged else 'is'} kept whole: {note}"
+            )
+            return replace(volume, note=note), whole
+        facts = found.filesystem.facts
+        volume = replace(volume, block_size=facts.block_size, clean=facts.unclean is None)
+        why = owner or doubt(self.table, partition, facts.size)
+        if why is not None:
+            if owner is None:  # said once for the whole disk
+                told.notes.append(f"{volume.title}, {found.kind}, is kept whole: {why}")
+            volume = replace(volume, note=why)
+        if known is None:
+            return volume, whole
+        volume, free = self._mapped(volume, found.filesystem, view)
+        return volume, whole if why is not None else free
+
+    def _mapped(self, volume: Volume, filesystem: FileSystem, view: Source) -> tuple[Volume, ExtentMap]:
+        told = self.told
+        whole = ExtentMap.uniform(volume.start, volume.size)
+        unclean = filesystem.facts.unclean
+        try:
+            free = filesystem.allocation()
+            used = free.clip(0, min(filesystem.facts.size, view.size))
+            volume = replace(volume, used_bytes=used.length - used.total(State.FREE))
+            if self.exclude_swap_files and not unclean and volume.note is None:
+                swap = filesystem.swap_files()
+                free = merge(free, swap)
+                if left_out := swap.total(State.FREE):
+                    told.notes.append(
+                        f"{volume.title}: {format_size(left_out)} of paging and hibernation files are left out"
+                    )
+        except (FormatError, ReadError) as error:
+            told.damage.append(f"{volume.title}, {volume.filesystem}, is damaged and kept whole: {error}")
+            return replace(volume, note=str(error), clean=False), whole
+        if unclean:
+            told.unclean.append(f"{volume.title}, {volume.filesystem}, is kept whole: {unclean}")
+            return replace(volume, note=volume.note or unclean), whole
+        return volume, free.shift(volume.start)
 
 
 def _blank(known: ExtentMap) -> bool:

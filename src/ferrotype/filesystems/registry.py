@@ -22,7 +22,7 @@ from ferrotype.extents import ExtentMap
 from ferrotype.filesystems import FileSystem, Module
 from ferrotype.filesystems.signatures import Peek, found, member
 
-__all__ = ["FILESYSTEMS", "Identified", "identify"]
+__all__ = ["FILESYSTEMS", "Identified", "identify", "standing"]
 
 ENTRY_POINTS: Final = "ferrotype.filesystems"
 
@@ -102,6 +102,18 @@ def identify(source: Source) -> Identified | None:
     for name, module in _plugged_in(_Peeked(source, peek)):
         return _open(name, module, source)
     return None
+
+
+def standing(source: Source) -> list[str]:
+    """Kinds whose signatures stand on a source, for a disk that has a partition table as well.
+
+    Containers first; weak signatures count for nothing here.  Never raises on content.
+    """
+    peek = Peek(source)
+    container = member(peek)
+    kinds = [container.kind] if container is not None else []
+    kinds += [_kind(name, peek) for name, _ in _mapped(_Peeked(source, peek))]
+    return kinds + [hit.kind for hit in found(peek) if not hit.weak]
 
 
 def _whole(kind: str, label: str | None, uuid: str | None) -> Identified:

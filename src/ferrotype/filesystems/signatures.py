@@ -199,9 +199,10 @@ def _is_udf(peek: Peek, base: int) -> bool:
 
 
 def _is_zfs(peek: Peek, base: int) -> bool:
-    """Uberblocks, 1 KiB each; a few, since one might be a copy of one in a file."""
+    """An uberblock in one of the 128 slots of a label, in either byte order; a young pool has but a few."""
     magics = (bytes.fromhex("0cb1ba0000000000"), bytes.fromhex("0000000000bab10c"))
-    return sum(peek.at(at, 8) in magics for at in range(base, base + 128 * KiB, KiB)) >= 4
+    slots = peek.at(base, 128 * KiB)
+    return any(slots.startswith(magics, at) for at in range(0, len(slots), KiB))
 
 
 def _is_squashfs4(peek: Peek, base: int) -> bool:
@@ -241,7 +242,13 @@ def _is_adaptec(peek: Peek, base: int) -> bool:
 
 
 def _is_md(peek: Peek, base: int) -> bool:
-    return peek.integer(base + 4, 4) == 1
+    """Version 1, at the place that it names itself: the one of a partition is none of the disk's."""
+    return peek.integer(base + 4, 4) == 1 and peek.integer(base + 144, 8) * 512 == base
+
+
+def _is_privhead(peek: Peek, base: int) -> bool:
+    """The private header of a Windows dynamic disk, version 2."""
+    return peek.integer(base + 12, 2, ">") == 2
 
 
 def _is_lvm(peek: Peek, base: int) -> bool:
@@ -300,7 +307,15 @@ MEMBERS: Final[tuple[Signature, ...]] = (
     _S("ubi", (0,), 0, (b"UBI#",), uuid=Field(24, 4, _number)),
     _S("vdo", (0,), 0, (b"dmvdo001",), uuid=Field(40, 16, _dashed)),
     _S("stratis", (512, 9 * 512), 4, (b"!Stra0tis\x86\xff\x02^\x41rh",)),
-    _S("zfs_member", (128 * KiB,), 0, (b"",), check=_is_zfs),
+    # four labels of 256 KiB, two at either end; their second halves hold the uberblocks
+    _S(
+        "zfs_member",
+        (128 * KiB, 384 * KiB, Tail(384 * KiB, 256 * KiB), Tail(128 * KiB, 256 * KiB)),
+        0,
+        (b"",),
+        check=_is_zfs,
+    ),
+    _S("LDM", (6 * 512, Tail(512)), 0, (b"PRIVHEAD",), check=_is_privhead),
     _S("oracleasm", (0,), 32, (b"ORCLDISK",)),
     _S("jbd", (1024,), 56, (b"\x53\xef",), Field(120, 16, _utf8), Field(104, 16, _dashed), _is_jbd),
 )

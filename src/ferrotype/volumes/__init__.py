@@ -38,3 +38,4 @@ class Table:
     partitions: tuple[Partition, ...]  # ascending by start; never overlapping, always inside the disk
     metadata: tuple[tuple[int, int], ...]  # (start, length) in bytes of what the table itself occupies
     warnings: tuple[str, ...] = ()
+    rivals: tuple[tuple[int, int], ...] = ()  # (start, length) that another table gives to partitions of its own

@@ -160,7 +160,25 @@ def read(source: Source, sector_size: int) -> Table | None:
         partitions=mbr.disjoint(partitions, warnings),
         metadata=loaded.metadata,
         warnings=tuple(warnings),
+        rivals=_rivals(source, partitions, sector_size),
     )
+
+
+def _rivals(source: Source, partitions: list[Partition], sector_size: int) -> tuple[tuple[int, int], ...]:
+    """What the entries of a hybrid MBR name that is not, to the sector, a partition of the GPT: (start, length)."""
+    try:
+        boot = mbr.BootRecord.unpack(read_bytes(source, 0, sector_size))
+    except ReadError:
+        return ()
+    if boot.Signature != mbr.SIGNATURE:
+        return ()
+    named = [
+        (entry.StartingLBA * sector_size, entry.SizeInLBA * sector_size)
+        for entry in boot.entries
+        if entry.used and entry.OSType != mbr.PROTECTIVE
+    ]
+    known = {(partition.start, partition.size) for partition in partitions}
+    return tuple(span for span in named if span not in known)
 
 
 def load(source: Source, sector_size: int) -> Loaded | None:

@@ -1,0 +1,201 @@
+"""Free space needs an owner beyond doubt: whole disks and partitions that something else owns, under stale tables and
+old headers, are kept to the last byte.
+
+Every owner x every kind of table x every stale header.
+"""
+
+from __future__ import annotations
+
+import struct
+import uuid
+from collections.abc import Callable
+from functools import cache
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from ferrotype.block.file import FileSource
+from ferrotype.engine.survey import Survey, survey
+from ferrotype.extents import State
+from ferrotype.units import KiB, MiB
+from tests.machine import run
+from tests.volumes.disks import blank, sfdisk
+
+SIZE = 24 * MiB
+START, PART = MiB, 20 * MiB  # the partition of every table here
+Owner = Callable[[bytearray], None]
+
+
+def _md_1(at: int) -> Owner:
+    """A superblock of version 1.x as Documentation/driver-api/md and mdadm's md_p.h lay it out."""
+
+    def put(disk: bytearray) -> None:
+        place = at if at >= 0 else (len(disk) // 512 - 16) // 8 * 8 * 512
+        sb = bytearray(1024)
+        struct.pack_into("<IIII", sb, 0, 0xA92B4EFC, 1, 0, 0)
+        sb[16:32] = uuid.UUID(int=5).bytes
+        sb[32:64] = b"host:0".ljust(32, b"\0")
+        struct.pack_into("<QIIQIIII", sb, 64, 1, 1, 0, len(disk) // 512 - 64, 0, 2, 0, 0)
+        struct.pack_into("<QQQQI", sb, 128, 0, len(disk) // 512 - 64, place // 512, 0, 0)
+        struct.pack_into("<QQQII", sb, 192, 1, 1, (1 << 64) - 1, 0, 128)
+        words = sum(struct.unpack("<128I", sb[:512]))
+        struct.pack_into("<I", sb, 216, ((words & 0xFFFFFFFF) + (words >> 32)) & 0xFFFFFFFF)
+        disk[place : place + 1024] = sb
+
+    return put
+
+
+def _md_090(disk: bytearray) -> None:
+    at = (len(disk) // 65536 - 1) * 65536
+    struct.pack_into("<IIII", disk, at, 0xA92B4EFC, 0, 90, 0)
+
+
+def _bytes_at(at: int, magic: bytes) -> Owner:
+    def put(disk: bytearray) -> None:
+        place = at if at >= 0 else len(disk) + at
+        disk[place : place + len(magic)] = magic
+
+    return put
+
+
+def _lvm(disk: bytearray) -> None:
+    disk[1024 : 1024 + 64] = (b"LABELONE" + struct.pack("<QII", 2, 0, 32) + b"LVM2 001" + b"a" * 32).ljust(64, b"\0")
+
+
+def _zfs_label(label: int, uberblocks: int) -> Owner:
+    def put(disk: bytearray) -> None:
+        ends = len(disk) // (256 * KiB) * (256 * KiB)
+        base = (0, 256 * KiB, ends - 512 * KiB, ends - 256 * KiB)[label] + 128 * KiB
+        for slot in range(uberblocks):
+            struct.pack_into("<QQQ", disk, base + slot * KiB, 0xBAB10C, 5000, slot + 1)
+
+    return put
+
+
+OWNERS: dict[str, Owner] = {
+    "md 1.0": _md_1(-1),
+    "md 1.2": _md_1(4096),
+    "md 0.90": _md_090,
+    "Intel RAID": _bytes_at(-1024, b"Intel Raid ISM Cfg Sig. 1.1.00"),
+    "DDF": _bytes_at(-512, bytes.fromhex("de11de11")),
+    "LVM": _lvm,
+    "bcache": _bytes_at(4096 + 24, bytes.fromhex("c68573f64e1a45ca8265f57f48ba6d81")),
+    "ZFS, first label": _zfs_label(0, 3),
+    "ZFS, last label": _zfs_label(3, 1),
+    "DRBD": _bytes_at(-4096 + 60, bytes.fromhex("8374026d")),
+    "dynamic disk": _bytes_at(6 * 512, b"PRIVHEAD\0\0\0\0\0\2\0\x0c"),
+    "btrfs": _bytes_at(65536 + 64, b"_BHRfS_M"),
+}
+MBR = f"label: dos\nlabel-id: 0x01020304\nstart={START // 512}, size={PART // 512}, type="
+GPT = f"label: gpt\nstart={START // 512}, size={PART // 512}, type="
+TABLES = {"mbr": MBR + "83", "gpt": GPT + "linux"}
+HEADERS = ("ext4", "swap", "vfat", "ntfs", "exfat")
+
+
+@cache
+def _stale(kind: str) -> bytes:
+    """The first and only content of the partition: a clean file system of ``kind``, almost all of it free."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = blank(Path(folder) / "fs", PART)
+        commands = {
+            "ext4": ("mkfs.ext4", "-q", path),
+            "swap": ("mkswap", "-q", path),
+            "vfat": ("mkfs.vfat", path),
+            "ntfs": ("mkntfs", "-q", "-F", "-Q", path),
+            "exfat": ("mkfs.exfat", path),
+        }
+        run(*commands[kind])
+        return path.read_bytes()
+
+
+def _disk(tmp_path: Path, table: str, header: str) -> bytearray:
+    path = sfdisk(blank(tmp_path / "disk.img", SIZE), table)
+    disk = bytearray(path.read_bytes())
+    disk[START : START + PART] = _stale(header)
+    return disk
+
+
+def _surveyed(tmp_path: Path, disk: bytearray) -> Survey:
+    path = tmp_path / "disk.img"
+    path.write_bytes(disk)
+    with FileSource(path) as source:
+        return survey(source)
+
+
+@pytest.mark.parametrize(("table", "header"), list(product(TABLES, HEADERS)))
+def test_a_disk_with_an_owner_of_its_own_is_kept_whole(tmp_path: Path, table: str, header: str) -> None:
+    clean = _disk(tmp_path, TABLES[table], header)
+    assert _surveyed(tmp_path, clean).extents.total(State.FREE) > PART // 2  # nobody else: room is saved
+    for name, put in OWNERS.items():
+        disk = bytearray(clean)
+        put(disk)
+        found = _surveyed(tmp_path, disk)
+        assert found.extents.total(State.FREE) == 0, name
+        if found.volumes:
+            assert found.volumes[0].note, name
+            assert any("kept" in sentence for sentence in found.told.notes), name
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_a_partition_with_an_owner_of_its_own_is_kept_whole(tmp_path: Path, header: str) -> None:
+    for (name, put), table in product(OWNERS.items(), TABLES.values()):
+        if name == "dynamic disk":  # stands on whole disks alone
+            continue
+        disk = _disk(tmp_path, table, header)
+        inner = disk[START : START + PART]
+        put(inner)
+        disk[START : START + PART] = inner
+        assert _surveyed(tmp_path, disk).extents.total(State.FREE) == 0, name
+
+
+@pytest.mark.parametrize(
+    "table",
+    [MBR + kind for kind in ("42", "8e", "fd", "e8", "fb")]
+    + [
+        GPT + kind
+        for kind in (
+            "AF9B60A0-1431-4F62-BC68-3311714A69AD",
+            "E75CAF8F-F680-4CEE-AFA3-B001E56EFC2D",
+            "E6D6D379-F507-44C2-A23C-238F2A3DF928",
+            "A19D880F-05FC-4D3B-A006-743F0F84911E",
+            "CA7D7CCB-63ED-4C53-861C-1742536059CC",
+            "516E7CBA-6ECF-11D6-8FF8-00022D09712B",
+            "4FBD7E29-9D25-41B8-AFD0-062C0CEFF05D",
+        )
+    ],
+)
+def test_a_partition_that_is_a_container_by_its_type_is_kept_whole(tmp_path: Path, table: str) -> None:
+    found = _surveyed(tmp_path, _disk(tmp_path, table, "ext4"))
+    assert found.extents.total(State.FREE) == 0
+    assert found.volumes[0].as_json()["kept"]
+
+
+def test_what_a_hybrid_mbr_names_besides_the_gpt_is_kept(tmp_path: Path) -> None:
+    disk = _disk(tmp_path, TABLES["gpt"], "ext4")
+
+    def name(start: int, size: int) -> None:
+        disk[462:478] = struct.pack("<B3sB3sII", 0, b"\0\2\0", 0x07, b"\xff" * 3, start // 512, size // 512)
+
+    name(START, PART)  # the GPT's own partition: that is what hybrids are for
+    assert _surveyed(tmp_path, disk).extents.total(State.FREE) > PART // 2
+    name(START + 4 * MiB, 8 * MiB)
+    found = _surveyed(tmp_path, disk)
+    assert found.extents.total(State.FREE) == 0
+    assert "hybrid" in str(found.volumes[0].note)
+
+
+def test_the_superblocks_of_a_disk_and_of_its_last_partition_are_told_apart(tmp_path: Path) -> None:
+    """The last partition ends with the disk and is a member; the first one is not, and gives its space away."""
+    table = f"label: dos\nstart={START // 512}, size={20 * MiB // 512}, type=83\nstart={21 * MiB // 512}, type=fd"
+    disk = _disk(tmp_path, table, "ext4")
+    last = disk[21 * MiB :]
+    _md_1(-1)(last)
+    disk[21 * MiB :] = last
+    (tmp_path / "part.img").write_bytes(last)
+    assert "1.0" in run("mdadm", "--examine", tmp_path / "part.img")  # the judge
+    found = _surveyed(tmp_path, disk)
+    assert found.extents.total(State.FREE) > PART // 2
+    assert [volume.filesystem for volume in found.volumes] == ["ext4", "linux_raid_member"]
