@@ -242,8 +242,8 @@ def _is_adaptec(peek: Peek, base: int) -> bool:
 
 
 def _is_md(peek: Peek, base: int) -> bool:
-    """Version 1, at the place that it names itself: the one of a partition is none of the disk's."""
-    return peek.integer(base + 4, 4) == 1 and peek.integer(base + 144, 8) * 512 == base
+    """Version 1, at the place that it names itself, if any: the one of a partition is not the disk's."""
+    return peek.integer(base + 4, 4) == 1 and peek.integer(base + 144, 8) * 512 in (0, base)
 
 
 def _is_privhead(peek: Peek, base: int) -> bool:
