@@ -199,3 +199,43 @@ def test_the_superblocks_of_a_disk_and_of_its_last_partition_are_told_apart(tmp_
     found = _surveyed(tmp_path, disk)
     assert found.extents.total(State.FREE) > PART // 2
     assert [volume.filesystem for volume in found.volumes] == ["ext4", "linux_raid_member"]
+
+
+def test_a_leftover_superblock_whose_copies_are_gone_owns_nothing(tmp_path: Path) -> None:
+    """What has no header of its own, such as an encrypted volume with its header elsewhere, wrote over the copies."""
+    path = blank(tmp_path / "fs.img", 40 * MiB)
+    run("mkfs.ext4", "-q", "-b", "1024", path)
+    clean = bytearray(path.read_bytes())
+    assert _surveyed(tmp_path, clean).extents.total(State.FREE) > 20 * MiB
+    group = 8192 * 1024 + 1024
+    over = bytearray(clean)
+    over[group : group + 4096] = b"\xa5" * 4096
+    assert _surveyed(tmp_path, over).extents.total(State.FREE) > 20 * MiB  # one of them may be damaged
+    for copy in (1, 3):
+        at = copy * 8192 * 1024 + 1024
+        over[at : at + 4096] = b"\xa5" * 4096
+    found = _surveyed(tmp_path, over)
+    assert found.extents.total(State.FREE) == 0
+    assert any("leftover" in sentence for sentence in found.told.damage)
+
+
+def test_fat_that_calls_itself_fat16_and_counts_as_fat12_is_kept(tmp_path: Path) -> None:
+    path = blank(tmp_path / "fs.img", 8 * MiB)
+    run("mkfs.vfat", "-F", "16", "-s", "1", path)
+    disk = bytearray(path.read_bytes())
+    assert _surveyed(tmp_path, disk).extents.total(State.FREE) > 4 * MiB
+    disk[13] = 8  # sectors of a cluster: an eighth as many of them, as some programs made it
+    found = _surveyed(tmp_path, disk)
+    assert found.extents.total(State.FREE) == 0
+    assert any("FAT16" in sentence for sentence in (*found.told.notes, *found.told.damage))
+
+
+def test_shadow_copies_in_free_space_are_told(tmp_path: Path) -> None:
+    path = blank(tmp_path / "fs.img", 8 * MiB)
+    run("mkntfs", "-q", "-F", "-Q", path)
+    disk = bytearray(path.read_bytes())
+    assert not _surveyed(tmp_path, disk).told.notes
+    disk[0x1E00:0x1E10] = bytes.fromhex("6b87083876c1484eb7ae04046e6cc752")
+    assert not _surveyed(tmp_path, disk).told.notes  # there were some once
+    disk[0x1E30:0x1E38] = (0x4000).to_bytes(8, "little")
+    assert any("--all-sectors" in sentence for sentence in _surveyed(tmp_path, disk).told.notes)

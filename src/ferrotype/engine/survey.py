@@ -217,6 +217,10 @@ class _Look:
         if unclean:
             told.unclean.append(f"{volume.title}, {volume.filesystem}, is kept whole: {unclean}")
             return replace(volume, note=volume.note or unclean), whole
+        if filesystem.facts.besides and volume.note is None:
+            told.notes.append(
+                f"{volume.title}, {volume.filesystem}, has {filesystem.facts.besides}: say --all-sectors to keep them"
+            )
         return volume, free.shift(volume.start)
 
 

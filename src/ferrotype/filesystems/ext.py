@@ -112,6 +112,8 @@ class Ext:
         descriptors are read.
         """
         geo = self._geo
+        if not self._descriptors.vouched_for(self._source):
+            raise InvalidImage("no copy of its superblock is there, so it may be a leftover under something else")
         groups = self._read_groups()
         starts, ends = self._metadata(groups)
         rows = self._rows(groups, starts, ends)

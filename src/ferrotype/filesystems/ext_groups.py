@@ -18,6 +18,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ferrotype.block import Source, read
+from ferrotype.errors import ReadError
 from ferrotype.filesystems.ext_checksums import CRC16, CRC32C, LARGE, SMALL, Bytes, Checksums, crc, row
 from ferrotype.filesystems.ext_records import (
     DESC_HI,
@@ -36,6 +38,7 @@ from ferrotype.units import MiB
 __all__ = ["Descriptors", "Table", "read_rows", "read_table"]
 
 _WINDOW: Final = 4 * MiB  # bytes read in one go
+_ASKED: Final = 4  # copies of the superblock that are asked whether it is alive
 _MOST_COPIES: Final = 16  # of a descriptor block that are looked for; without sparse_super every group has one
 
 
@@ -78,6 +81,24 @@ class Descriptors:
         else:
             return np.arange(count, dtype=np.int64)
         return np.array(sorted(group for group in named if group < count), np.int64)
+
+    def vouched_for(self, source: Source) -> bool:
+        """Whether a copy of the superblock is this file system's; one without copies needs none.
+
+        What took the place of a file system writes over its copies; a leftover superblock is left alone with itself.
+        """
+        sb, size = self.sb, self.geo.block_size
+        copies = [int(group) for group in self.backup_groups() if group][:_ASKED]
+        places = [(sb.s_first_data_block + group * sb.s_blocks_per_group) * size for group in copies]
+        read_whole = [at for at in places if at + Superblock.SIZE <= source.size]
+        return not read_whole or any(self._is_copy(source, at) for at in read_whole)
+
+    def _is_copy(self, source: Source, at: int) -> bool:
+        try:
+            copy = Superblock.unpack(read(source, at, Superblock.SIZE))
+        except ReadError:
+            return True  # says nothing against it
+        return copy.s_magic == self.sb.s_magic and copy.s_uuid == self.sb.s_uuid
 
     @property
     def together(self) -> int:

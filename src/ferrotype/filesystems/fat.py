@@ -127,6 +127,7 @@ class Fat:
             extended = Extended.unpack(sector, 36)
             self._layout = layout_of(boot, boot.BPB_FATSz16)
             self._refuse_atari(marked=sector[510:512] == b"\x55\xaa")
+            self._refuse_in_doubt(sector[54:62])
         else:
             extended = Extended.unpack(sector, 64)
             self._open32(boot, Extended32.unpack(sector, 36))
@@ -153,6 +154,14 @@ class Fat:
             if active >= boot.BPB_NumFATs:
                 raise InvalidImage(f"there is no FAT {active}", field="BPB_ExtFlags")
             self._tables = [active]
+
+    def _refuse_in_doubt(self, told: bytes) -> None:
+        """Few clusters mean 12 bits, and some programs wrote 16 all the same and said so in BS_FilSysType."""
+        layout = self._layout
+        if layout.bits == 12 and told.startswith(b"FAT16") and (layout.clusters + 2) * 2 <= layout.fat_size:
+            raise UnsupportedError(
+                "its boot sector says FAT16 and its number of clusters FAT12", field="BS_FilSysType"
+            )
 
     def _refuse_atari(self, *, marked: bool) -> None:
         """An Atari's hard disks hold 16-bit entries however few the clusters, and lack the 0x55AA mark."""

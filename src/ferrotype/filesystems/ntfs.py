@@ -67,6 +67,8 @@ _MAX_LOG_PAGE: Final = 64 * KiB  # bytes; the second restart page is not looked 
 _SWAP_FILES: Final = ("PAGEFILE.SYS", "HIBERFIL.SYS", "SWAPFILE.SYS")
 _HIBERFILE_HEADER: Final = 4096  # bytes; shorter: another system's hibernation holds this volume
 _ASCII_UPPER: Final = {i: i - 32 for i in range(ord("a"), ord("z") + 1)}
+_VSS_HEADER: Final = 0x1E00  # byte of the volume
+_VSS_IDENTIFIER: Final = bytes.fromhex("6b87083876c1484eb7ae04046e6cc752")
 
 
 class Ntfs:
@@ -86,7 +88,22 @@ class Ntfs:
             block_size=self._geometry.cluster_size,
             size=self._geometry.size,
             unclean=self._unclean(info.flags),
+            besides=self._shadow_copies(),
         )
+
+    def _shadow_copies(self) -> str | None:
+        """Windows' shadow copies save what is overwritten; what was deleted since stands in free clusters.
+
+        Their volume header, byte 0x1E00: identifier, version, type, ..., at 48 the offset of the catalog, 0 without
+        one (libvshadow, "Volume Shadow Snapshot format", section 3).
+        """
+        try:
+            header = read(self._source, _VSS_HEADER, 56)
+        except DeviceError:
+            return None
+        if header[:16] != _VSS_IDENTIFIER or not any(header[48:56]):
+            return None
+        return "shadow copies (earlier versions of files), a part of which stands in its free space"
 
     # ------------------------------------------------------------------ the map
 
