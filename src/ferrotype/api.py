@@ -13,7 +13,8 @@
 
 A reference is what the command line takes: a device, a disk image in any format, an address nbd://..., a disk of a
 backup.  ``format`` names the format of a file whatever it shows; ``related`` names files and folders that a disk
-image may open (parents, extents) besides those beside it.
+image may open (parents, extents) besides those beside it; ``sector_size`` (bytes) is that of a disk that does not
+show its own.
 
 Errors are those of ``ferrotype.errors``.  ``job`` takes progress, warnings and cancellation; see ``ferrotype.job``.
 """
@@ -63,13 +64,17 @@ def backup(
     name: str | None = None,
     tags: Sequence[str] = (),
     split: int = 0,
+    existing: bool = False,
     verify_after: bool = False,
     format: str | None = None,
     related: Sequence[PathLike] = (),
+    sector_size: int | None = None,
     state: PathLike | None = None,
     job: Job | None = None,
 ) -> Snapshot:
     """Back up one or several disks into an image, which is made (encrypted, with a ``password``) if it is not there.
+
+    With ``existing`` no image is made: Refused where it is not there.
 
     Returns the committed snapshot; ``snapshot.statistics`` counts bytes.  With ``verify_after`` all that was stored
     is read back from the medium and proven before it is committed; WriteError where that fails.
@@ -81,13 +86,14 @@ def backup(
     path = Path(image)
     exists = path.exists()
     with ExitStack() as stack:
-        access = replace(_access(password, format, related), secret_given=False)  # it is for the image
+        access = replace(_access(password, format, related, sector_size), secret_given=False)  # it is for the image
         named = [named_source(os.fspath(one), path, access, stack, job) for one in sources]
         options = ImageOptions(
             level,
             split=0 if exists else split,
             encrypt=password is not None and not exists,
             disk_bytes=sum(one.source.size for one in named),
+            existing=existing,
         )
         repository = stack.enter_context(
             open_or_create(
@@ -97,6 +103,7 @@ def backup(
                 lambda _: _secret(password, path),
                 secret_given=password is not None,
                 memory=_memory(state, job),
+                job=job,
             )
         )
         called = None if name is None else as_text(name)
@@ -134,7 +141,9 @@ def restore(
             check_fits(path, part.length, part.disk.sector_size)
         else:
             check_restore(part, path)
-        with open_target(path, part.length, part.disk.sector_size, in_place=in_place) as opened:
+        with open_target(
+            path, part.length, part.disk.sector_size, in_place=in_place, mode=disk.permissions
+        ) as opened:
             options = _restore.RestoreOptions(no_blank, delta and opened.source is not None)
             return _restore.restore(part, opened.sink, options, job, target=opened.source)
 
@@ -152,6 +161,7 @@ def convert(
     password: str | None = None,
     format: str | None = None,
     related: Sequence[PathLike] = (),
+    sector_size: int | None = None,
     job: Job | None = None,
 ) -> _writing.Written:
     """Write a disk as a disk image in the format of ``out``'s suffix, or in ``output_format``, or onto a device.
@@ -162,7 +172,7 @@ def convert(
     """
     path = Path(out)
     chosen = _writing.chosen_format(path, output_format)
-    access = _access(password, format, related)
+    access = _access(password, format, related, sector_size)
     secret = None
     if chosen == "ferro" and password is not None:
         access, secret = replace(access, secret_given=False), _secret(password, path)
@@ -213,10 +223,11 @@ def open_disk(
     password: str | None = None,
     format: str | None = None,
     related: Sequence[PathLike] = (),
+    sector_size: int | None = None,
     job: Job | None = None,
 ) -> Iterator[Source]:
     """A device, a disk image, a disk or a partition of a backup, as a Source: random access by offset."""
-    access = _access(password, format, related)
+    access = _access(password, format, related, sector_size)
     with references.open_disk(os.fspath(reference), access, job or NullJob()) as disk:
         yield disk.source
 
@@ -259,11 +270,13 @@ def copy(
     password: str | None = None,
     target_password: str | None = None,
     split: int = 0,
+    existing: bool = False,
     job: Job | None = None,
 ) -> _copy.CopyResult:
     """Copy snapshots of one image (all, those named, or that of ``image::snapshot``) into another.
 
-    The target is made with the same keys if it is not there.  ``target_password`` is for one that has its own.
+    The target is made with the same keys if it is not there.  ``target_password`` is for one that has its own.  With
+    ``existing`` no image is made: Refused where it is not there.
     """
     path, named = _copy.chosen(os.fspath(source), snapshots)
     theirs = _access(password if target_password is None else target_password)
@@ -276,6 +289,8 @@ def copy(
             theirs.secret,
             secret_given=password is not None,
             split=split,
+            existing=existing,
+            job=job,
         ) as into,
     ):
         wanted = [repository.snapshot(name) for name in named] if named else repository.snapshots()
@@ -326,19 +341,26 @@ def info(
     password: str | None = None,
     format: str | None = None,
     related: Sequence[PathLike] = (),
+    sector_size: int | None = None,
     job: Job | None = None,
 ) -> _info.DiskInfo:
     """Partition table, volumes and allocation map of a disk, and what its container says of it."""
     job = job or NullJob()
-    with references.open_disk(os.fspath(reference), _access(password, format, related), job) as disk:
+    with references.open_disk(os.fspath(reference), _access(password, format, related, sector_size), job) as disk:
         return _info.disk_info(disk, job)
 
 
-def _access(password: str | None, format: str | None = None, related: Sequence[PathLike] = ()) -> references.Access:
+def _access(
+    password: str | None,
+    format: str | None = None,
+    related: Sequence[PathLike] = (),
+    sector_size: int | None = None,
+) -> references.Access:
     return references.Access(
         lambda path: _secret(password, path),
         format,
         tuple(Path(one) for one in related),
+        sector_size,
         secret_given=password is not None,
     )
 

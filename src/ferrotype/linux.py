@@ -180,18 +180,19 @@ def born(path: str | os.PathLike[str]) -> int | None:
     return seconds * 10**9 + nanoseconds if mask & _STATX_BTIME else None
 
 
-def rename_new(old: str | os.PathLike[str], new: str | os.PathLike[str]) -> None:
-    """Rename, but raise FileExistsError where ``new`` exists; atomically where the file system can."""
+def rename_new(old: str, new: str, *, folder: int) -> None:
+    """Rename in an open folder; FileExistsError where ``new`` exists, atomically where the file system can."""
     call = getattr(_libc(), "renameat2", None)
     if call is not None:
-        if call(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), _RENAME_NOREPLACE) == 0:
+        if call(folder, os.fsencode(old), folder, os.fsencode(new), _RENAME_NOREPLACE) == 0:
             return
         code = ctypes.get_errno()
         if code not in _UNSUPPORTED:
-            raise OSError(code, os.strerror(code), os.fspath(new))
-    if os.path.lexists(new):
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(new))
-    os.rename(old, new)
+            raise OSError(code, os.strerror(code), new)
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(new, dir_fd=folder, follow_symlinks=False)
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new)
+    os.rename(old, new, src_dir_fd=folder, dst_dir_fd=folder)
 
 
 # ---------------------------------------------------------------------- locks and file systems

@@ -95,7 +95,8 @@ class Hasty(PosixFile):
 
     def publish(self, path: Path, /) -> None:
         if self._unpublished is not None:
-            self._unpublished.rename(path)
+            self._unpublished.publish()
+            assert self._unpublished.final == path
             self._unpublished = None
 
 

@@ -126,7 +126,9 @@ def holding(image: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_lock_file_says_who_writes_until_the_writer_closes(tmp_path: Path) -> None:
     path = tmp_path / "new.ferro"
     store = Container.create(path)
-    assert names(path) == [".new.ferro.new", "new.ferro.lock"]
+    hidden, lock = names(path)
+    assert re.fullmatch(r"\.new\.ferro\.[0-9a-f]{16}\.new", hidden)
+    assert lock == "new.ferro.lock"
     store.put("config", [b"x"])
     store.flush()
     said = json.loads(lock_path(path).read_bytes())

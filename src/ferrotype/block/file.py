@@ -2,7 +2,7 @@
 
 A created file stands under a hidden name beside its final one until ``commit``:
 
-    .disk.raw.3f2a9c1e.part  --fsync, rename-->  disk.raw
+    .disk.raw.8f3a41c07be2d915.part  --fsync, rename-->  disk.raw
 
 so an unfinished one never passes for the whole, and whatever it replaces stays until the new one is durable.
 """
@@ -21,6 +21,7 @@ from ferrotype import linux
 from ferrotype.block import Traits
 from ferrotype.errors import DeviceError, ReadError, Refused, UsageError, WriteError
 from ferrotype.extents import ExtentMap, State
+from ferrotype.fresh import Fresh, true_name
 from ferrotype.stall import Beat, Patience, Storage
 from ferrotype.trouble import is_gone, why, why_not_written
 from ferrotype.units import KiB, MiB
@@ -164,7 +165,7 @@ class FileSink:
         path: Path,
         size: int,
         traits: Traits,
-        temporary: Path | None,
+        fresh: Fresh | None,
         *,
         replace: bool,
         patience: Patience | None,
@@ -173,7 +174,7 @@ class FileSink:
         self.traits = traits
         self._fd = fd
         self._size = size
-        self._temporary = temporary  # None once the file has its final name
+        self._fresh = fresh  # None once the file has its final name
         self._replace = replace
         self._flushed = False  # since anything was written last
         self.behind = False  # whether a write may return while it is under way, see ``write``
@@ -186,9 +187,14 @@ class FileSink:
         return self._fd < 0
 
     @property
+    def sign(self) -> str | None:
+        """What the hidden names of the files of one output have in common; None once it has its name."""
+        return self._fresh.sign if self._fresh is not None else None
+
+    @property
     def committed(self) -> bool:
         """Whether the file has its final name."""
-        return self._temporary is None
+        return self._fresh is None
 
     @classmethod
     def create(
@@ -198,24 +204,26 @@ class FileSink:
         sector_size: int = 512,
         *,
         replace: bool = False,
+        mode: int = 0o666,
+        sign: str | None = None,
         patience: Patience | None = None,
     ) -> FileSink:
-        """A new file of ``size`` zero bytes, under a temporary name until ``commit``.
+        """A new file of ``size`` zero bytes with permissions ``mode`` (less umask), hidden until ``commit``.
 
-        Raises Refused where ``path`` exists and ``replace`` is not set, or is not a regular file, and WriteError
-        where the file system takes no file of that size.
+        Files of one output have the same ``sign``.  Raises Refused where ``path`` exists and may not be replaced, or
+        would be among devices, and WriteError where the file system takes no file of that size.
         """
-        final = Path(os.path.realpath(path))  # a symbolic link stays one: what it points to is replaced
+        final = true_name(path)  # a symbolic link stays one: what it points to is replaced
         _may_create(final, replace=replace)
-        temporary = hidden_name(final)
         try:
-            fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            fresh = Fresh.make(final, mode=mode, sign=sign)
         except FileNotFoundError:
             raise UsageError(f"the folder {final.parent} does not exist") from None
         except OSError as error:
             raise WriteError(f"{final} cannot be created: {why(error)}") from error
         traits = Traits(sector_size=sector_size, blank=True)
-        sink = cls(fd, final, size, traits, temporary, replace=replace, patience=patience)
+        fd = fresh.fd
+        sink = cls(fd, final, size, traits, fresh, replace=replace, patience=patience)
         try:
             sink._storage.call(lambda _: os.ftruncate(fd, size), WriteError)
         except OSError as error:
@@ -233,7 +241,7 @@ class FileSink:
     ) -> FileSink:
         """The file as it is, to be written in place.  Its size stays; nothing about it is known to be zero."""
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+            fd = os.open(true_name(path), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
             raise UsageError(f"{path} does not exist") from None
         except OSError as error:
@@ -262,7 +270,7 @@ class FileSink:
     def stored_bytes(self) -> int:
         """Bytes that the file takes up on its medium."""
         if self.closed:
-            return self._storage.call(lambda _: os.stat(self._temporary or self.path).st_blocks) * 512
+            return self._storage.call(lambda _: os.stat((self._fresh or self).path).st_blocks) * 512
         return self._storage.call(lambda _: os.fstat(self._fd).st_blocks) * 512
 
     def preallocate(self) -> None:
@@ -340,6 +348,8 @@ class FileSink:
             return
         if not self._flushed:
             self.flush()
+        if self._fresh is not None:
+            self._fresh.let_go()
         fd, self._fd = self._fd, -1
         with contextlib.suppress(OSError):  # all of it is durable
             self._storage.call(lambda _: os.close(fd), WriteError)
@@ -349,30 +359,31 @@ class FileSink:
         """Make the file durable and give it its final name, which replaces what stood there in one step."""
         if not self._flushed:
             self.flush()
-        if self._temporary is not None:
+        if self._fresh is not None:
             self._storage.call(lambda _: self._commit(), WriteError)
         if self.closed:
             self._storage.release()  # of thousands of files none keeps a thread
 
     def _commit(self) -> None:
-        temporary = self._temporary
-        if temporary is None:
+        if self._fresh is None:
             return
-        put_in_place(temporary, self.path, replace=self._replace)
-        self._temporary = None
+        put_in_place(self._fresh, replace=self._replace)
+        self._fresh = None
 
     def close(self) -> None:
         """Let go of the file; one that was created and not committed is removed.  Never waits for stalled storage."""
         with contextlib.suppress(DeviceError):  # what counts was flushed, or has failed already
             self._storage.settle()
-        temporary, self._temporary = self._temporary, None
+        fresh, self._fresh = self._fresh, None
         fd, self._fd = self._fd, -1
 
         def end() -> None:
-            if temporary is not None:
-                temporary.unlink(missing_ok=True)
-            if fd >= 0:
-                os.close(fd)
+            try:
+                if fresh is not None:
+                    fresh.remove()
+            finally:
+                if fd >= 0:
+                    os.close(fd)
 
         if self._storage.lost:
             self._storage.afterwards(end)
@@ -410,17 +421,14 @@ def _may_create(final: Path, *, replace: bool) -> None:
         raise Refused(f"{final} exists; remove it, or allow it to be replaced")
 
 
-def hidden_name(final: Path) -> Path:
-    """A name beside ``final`` for what is not complete yet."""
-    # The name may be as long as the file system allows already: keep the head of it (255 bytes in all).
-    head = os.fsdecode(os.fsencode(final.name)[:230])
-    return final.with_name(f".{head}.{os.urandom(4).hex()}.part")
+def put_in_place(fresh: Fresh, *, replace: bool) -> None:
+    """Give a complete and durable file its name, which is durable on return.
 
-
-def put_in_place(hidden: Path, final: Path, *, replace: bool) -> None:
-    """Give a complete and durable file its name, which is durable on return.  Raises Refused where it is taken."""
+    Raises Refused where the name is taken, WriteError where the file itself is no longer there.
+    """
+    final = fresh.final
     try:
-        (os.replace if replace else linux.rename_new)(hidden, final)
+        fresh.publish(replace=replace)
     except FileExistsError:
         raise Refused(f"{final} exists by now; remove it, or allow it to be replaced") from None
     except OSError as error:

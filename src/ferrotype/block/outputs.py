@@ -12,6 +12,9 @@ disk.  So what several replace steps aside first:
     aside        the old ones, the main one first, get hidden names        from here on a crash leaves no such image:
     in place     the new ones get their names, the main one last           old and new files under hidden names
     gone         the old ones are removed
+
+The first file stays open, and so locked, until all have their names: those that are closed before are not taken for
+leftovers then.  The old ones aside never are.
 """
 
 from __future__ import annotations
@@ -24,9 +27,10 @@ from itertools import count, takewhile
 from pathlib import Path
 from typing import Final, Self
 
-from ferrotype.block.file import PROMISE, FileSink, hidden_name, sync_folder
+from ferrotype.block.file import PROMISE, FileSink, sync_folder
 from ferrotype.block.inventory import same_storage
 from ferrotype.errors import Refused, WriteError
+from ferrotype.fresh import aside_name, true_name
 from ferrotype.stall import Patience, Storage
 from ferrotype.trouble import why
 
@@ -46,11 +50,12 @@ class Outputs:
         spared: Sequence[Path] = (),
         patience: Patience | None = None,
         behind: bool = False,
+        mode: int = 0o666,
     ) -> None:
         """With ``replace`` files that exist are replaced, when the new ones are complete; never those ``spared``.
 
         With ``behind`` a single file is written behind (``FileSink.write``); several are not, since a write into one
-        says nothing about the last one into another.
+        says nothing about the last one into another.  ``mode``: permissions of the files, less what the umask takes.
         """
         self.path = path
         self._replace = replace
@@ -60,6 +65,8 @@ class Outputs:
         self._complete: deque[FileSink] = deque()  # and still open
         self._others: Callable[[], Iterable[Path]] = tuple
         self._behind = behind
+        self._mode = mode
+        self._sign: str | None = None  # of all hidden names, once there is one
 
     def create(self, path: Path | None = None, size: int = 0, sector_size: int = 512) -> FileSink:
         """A new file of ``size`` zero bytes, which ``FileSink.resize`` may change; the main one without a ``path``.
@@ -67,7 +74,7 @@ class Outputs:
         Raises Refused where the file exists and may not be replaced.
         """
         target = self.path if path is None else path
-        if Path(os.path.realpath(target)) in self._files:
+        if true_name(target) in self._files:
             raise Refused(f"{target} would be written twice by one output")
         self._check_spared(target)
         if len(self._files) == 1:  # it is no longer alone
@@ -75,15 +82,23 @@ class Outputs:
             first.settle()
             first.behind = False
         file = FileSink.create(
-            target, size, sector_size, replace=self._replace and target.exists(), patience=self._patience
+            target,
+            size,
+            sector_size,
+            replace=self._replace and target.exists(),
+            mode=self._mode,
+            sign=self._sign,
+            patience=self._patience,
         )
+        self._sign = self._sign or file.sign
         file.behind = self._behind and not self._files
         self._files[file.path] = file
         return file
 
     def done(self, file: FileSink) -> None:
         """Nothing more is written to a file: it is closed before the others are, where there are many."""
-        self._complete.append(file)
+        if len(self._files) > 1:
+            self._complete.append(file)
         if len(self._complete) > _OPEN:
             self._complete.popleft().complete()
 
@@ -151,7 +166,7 @@ class Outputs:
         hidden: list[tuple[Path, Path]] = []
         try:
             for path in paths:
-                away = hidden_name(path)
+                away = aside_name(path)
                 _rename(storage, path, away)
                 hidden.append((path, away))
             for folder in dict.fromkeys(path.parent for path in paths):

@@ -26,16 +26,12 @@ class Opening:
     def access(self, frame: Frame) -> Access:
         """How references are opened in this call.  Raises UsageError."""
         from ferrotype.engine.references import Access
-        from ferrotype.errors import UsageError
 
-        size = self.sector_size
-        if size is not None and (size & (size - 1) or not 512 <= size <= 65536):
-            raise UsageError("a sector size is a power of two from 512 to 65536")
         return Access(
             frame.secret,
             self.format,
             self.related,
-            size,
+            self.sector_size,
             frame.secret_given,
             frame.opener,
             frame.patience,
@@ -53,7 +49,7 @@ def access_options(function: F) -> F:
         return function(*args, opening=Opening(format, sector_size, allow_related), **kwargs)
 
     for option in (
-        click.option("--sector-size", type=SIZE, help="Sector size of a raw disk image, if not found by itself."),
+        click.option("--sector-size", type=SIZE, help="Sector size of the disk, where it is not found by itself."),
         click.option(
             "--allow-related",
             type=IMAGE,

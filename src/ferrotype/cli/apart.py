@@ -45,7 +45,7 @@ def go_apart(words: Sequence[str]) -> None:
         return
     read_end, write_end = os.pipe()
     sys.stdout.flush()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (*_PASSED_ON, signal.SIGCHLD))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (*_passed_on(), signal.SIGCHLD))
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who started this program may have had it ignored
     first = os.getpid()
     second = os.fork()
@@ -127,16 +127,22 @@ def _wait(second: int, told: int) -> NoReturn:
             until = time.monotonic() + _GRACE
         if code is not None and time.monotonic() >= until:
             os._exit(code)
-        came = signal.sigtimedwait((*_PASSED_ON, signal.SIGCHLD), _TICK)
+        came = signal.sigtimedwait((*_passed_on(), signal.SIGCHLD), _TICK)
         if came is None or came.si_signo == signal.SIGCHLD:
             continue
-        asked += 1
+        asked += came.si_signo != signal.SIGHUP or not asked  # a closed terminal may send several
         with contextlib.suppress(ProcessLookupError):
             if came.si_code == _SI_USER:  # a terminal sends its signals to both processes itself
                 os.kill(second, came.si_signo)
-            if asked > 1:
+            if asked > 1 and came.si_signo != signal.SIGHUP:
                 os.kill(second, signal.SIGKILL)
                 os._exit(exits.STOPPED)
+
+
+def _passed_on() -> tuple[signal.Signals, ...]:
+    """The signals that are the second process's: where SIGHUP is ignored, as under nohup, it stays so."""
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return tuple(number for number in _PASSED_ON if number != signal.SIGHUP or not ignored)
 
 
 def _said(told: int) -> int | None:

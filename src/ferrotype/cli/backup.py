@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 @click.option("--split", type=SIZE, help="Split a new image into files of this size.")
 @click.option("--chunk-size", type=SIZE, help="Unit of deduplication of a new image.")
 @click.option("--pack-size", type=SIZE, help="Size of the stored packs of a new image.")
+@click.option("--existing", is_flag=True, help="IMAGE must be there: make no new one.")
 @click.option("--verify-after", is_flag=True, help="Read back and prove what was stored before it is committed.")
 @click.option("-n", "--dry-run", is_flag=True, help="Say what would be read and stored; write nothing.")
 @access_options
@@ -47,6 +48,7 @@ def command(
     split: int | None,
     chunk_size: int | None,
     pack_size: int | None,
+    existing: bool,
     verify_after: bool,
     dry_run: bool,
     opening: Opening,
@@ -59,7 +61,7 @@ def command(
     with frame.run() as job, ExitStack() as stack:
         from ferrotype.engine.backup import BackupOptions, backup, summary
         from ferrotype.engine.estimate import estimate
-        from ferrotype.engine.images import ImageOptions, open_or_create
+        from ferrotype.engine.images import ImageOptions, new_image_facts, open_or_create
         from ferrotype.engine.prepare import prepare
         from ferrotype.engine.room import free_for
         from ferrotype.engine.sources import as_text, named_source
@@ -74,7 +76,9 @@ def command(
             pack_size,
             encrypt or (not image.exists() and frame.secret_given),
             sum(one.source.size for one in named),
+            existing,
         )
+        new = not image.exists()
         repository = stack.enter_context(
             open_or_create(
                 image,
@@ -85,8 +89,10 @@ def command(
                 dry_run=dry_run,
                 opener=frame.opener,
                 memory=frame.memory,
+                job=None if frame.json else job,
             )
         )
+        made = new_image_facts(image, repository) if new else {"new_image": False}
         for warning in repository.warnings:
             job.warn(warning)
         chosen = BackupOptions(
@@ -100,10 +106,12 @@ def command(
             disks = prepare(repository, named, job, all_sectors=all_sectors, exclude_swap_files=exclude_swap_files)
             judged = estimate(repository, disks, job)
             warn_of_estimate(image, judged.stored_bytes, job)
-            frame.show(_planned(judged) | {"free_on_target_bytes": free_for(image)}, _planned_text(judged, image))
+            frame.show(
+                _planned(judged) | {"free_on_target_bytes": free_for(image)} | made, _planned_text(judged, image)
+            )
             return
         snapshot = backup(repository, named, chosen, job)
-        document = _done(snapshot) | {"free_on_target_bytes": free_for(image)}
+        document = _done(snapshot) | {"free_on_target_bytes": free_for(image)} | made
         frame.show(document, f"snapshot {snapshot.id[:8]} of {snapshot.name}: {summary(snapshot)}")
 
 

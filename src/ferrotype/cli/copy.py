@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @click.argument("target", type=IMAGE, metavar="TARGET")
 @click.option("--snapshot", "wanted", multiple=True, help="Copy this snapshot; may be given several times.")
 @click.option("--split", type=SIZE, help="Split a new TARGET into files of this size.")
+@click.option("--existing", is_flag=True, help="TARGET must be there: make no new one.")
 @click.option("--target-password-file", type=IMAGE, help="The passphrase of TARGET is the first line of a file.")
 @click.option("--target-key-file", type=IMAGE, help="The key of TARGET is a file's content.")
 @click.option("-n", "--dry-run", is_flag=True, help="Say what would be copied; write nothing.")
@@ -30,6 +31,7 @@ def command(
     target: Path,
     wanted: tuple[str, ...],
     split: int | None,
+    existing: bool,
     target_password_file: Path | None,
     target_key_file: Path | None,
     dry_run: bool,
@@ -40,7 +42,7 @@ def command(
     """
     with frame.run() as job, ExitStack() as stack:
         from ferrotype.engine.copy import chosen, copy
-        from ferrotype.engine.images import open_or_twin
+        from ferrotype.engine.images import new_image_facts, open_or_twin
         from ferrotype.engine.opening import image_files, open_image
         from ferrotype.engine.unreadable import tell_of_snapshots
         from ferrotype.errors import UsageError
@@ -51,6 +53,7 @@ def command(
         theirs = Frame(password_file=target_password_file, key_file=target_key_file)
         secret = theirs.secret if target_password_file or target_key_file else frame.secret
         repository = stack.enter_context(open_image(path, frame.secret, opener=frame.opener, memory=frame.memory))
+        new = not target.exists()
         into = stack.enter_context(
             open_or_twin(
                 target,
@@ -59,9 +62,11 @@ def command(
                 secret,
                 secret_given=frame.secret_given,
                 split=split or 0,
+                existing=existing,
                 dry_run=dry_run,
                 opener=frame.opener,
                 memory=frame.memory,
+                job=None if frame.json else job,
             )
         )
         snapshots = [repository.snapshot(name) for name in named] if named else repository.snapshots()
@@ -75,7 +80,8 @@ def command(
             if repository.config.encrypted and not into.config.encrypted:
                 job.warn(f"{target} is not encrypted: what is copied into it can be read by everyone")
         tell_of_snapshots(result.copied, job)
-        frame.show(_document(result, dry_run=dry_run), _text(result, target, dry_run=dry_run))
+        made = new_image_facts(target, into) if new else {"new_image": False}
+        frame.show(_document(result, dry_run=dry_run) | made, _text(result, target, dry_run=dry_run))
 
 
 def _document(result: CopyResult, *, dry_run: bool) -> dict[str, object]:

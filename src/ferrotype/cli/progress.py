@@ -179,17 +179,26 @@ class CliJob:
         self._display.clear()
 
 
+def _stops() -> list[signal.Signals]:
+    """The signals that ask for an end.  Where SIGHUP is ignored, as under nohup, it stays so."""
+    hangs_up = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hangs_up else [])]
+
+
 @contextmanager
 def stopping(job: CliJob) -> Iterator[None]:
-    """Turn the first Ctrl-C (or SIGTERM) into a clean stop; a second one ends the process at once."""
+    """Turn the first Ctrl-C, SIGTERM or SIGHUP into a clean stop; a second one ends the process at once.
+
+    A closed terminal may send several SIGHUP: another one of those changes nothing.
+    """
 
     def ask(number: int, _frame: object) -> None:
-        if job.stop:
+        if job.stop and number != signal.SIGHUP:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         job.stop = True
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, ask) for number in _stops()}
     try:
         yield
     finally:
@@ -200,7 +209,7 @@ def stopping(job: CliJob) -> Iterator[None]:
 @contextmanager
 def asking() -> Iterator[None]:
     """While the user is asked something, Ctrl-C ends the question, and the work with it.  Raises Cancelled."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, signal.default_int_handler) for number in _stops()}
     try:
         yield
     except (click.Abort, KeyboardInterrupt):

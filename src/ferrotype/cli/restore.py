@@ -105,7 +105,12 @@ def command(
             if not force and target.exists():
                 confirm(frame, target, disk.reference.text)
             with open_target(
-                target, part.length, part.disk.sector_size, in_place=in_place, patience=frame.patience
+                target,
+                part.length,
+                part.disk.sector_size,
+                in_place=in_place,
+                mode=disk.permissions,
+                patience=frame.patience,
             ) as opened:
                 check_target(part, opened.sink)
                 chosen = RestoreOptions(no_blank, delta and opened.source is not None)

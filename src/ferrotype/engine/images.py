@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,9 +10,12 @@ from pathlib import Path
 from typing import Final
 
 from ferrotype.block.inventory import same_storage
+from ferrotype.block.sysfs import mount_of
 from ferrotype.engine.opening import SecretSource, image_files, open_image
 from ferrotype.engine.remembered import Memory
+from ferrotype.engine.targets import refuse_no_device
 from ferrotype.errors import DeviceError, KeyRefused, Refused, UsageError
+from ferrotype.job import Job
 from ferrotype.objects.container import Container
 from ferrotype.objects.memory import MemoryStore
 from ferrotype.objects.volumes import Opener, PosixFile
@@ -32,6 +36,7 @@ class ImageOptions:
     pack_size: int | None = None
     encrypt: bool = False
     disk_bytes: int = 0  # of what is to be backed up first, for choosing the chunk size
+    existing: bool = False  # no new image may be made
 
 
 @contextmanager
@@ -45,11 +50,14 @@ def open_or_create(
     dry_run: bool = False,
     opener: Opener = PosixFile,
     memory: Memory | None = None,
+    job: Job | None = None,
 ) -> Iterator[Repository]:
-    """The image at ``path``, open for writing; made new where there is none.
+    """The image at ``path``, open for writing; made new where there is none, and ``job`` is told that.
 
-    A dry run opens an existing image for reading, and has a new one in memory only.
+    A dry run opens an existing image for reading, and has a new one in memory only.  Raises Refused where a new one
+    would stand among devices, or is not wanted.
     """
+    refuse_no_device(path)
     if path.exists():
         with open_image(
             path,
@@ -63,11 +71,11 @@ def open_or_create(
             _check_same(path, repository, options)
             yield repository
         return
-    if not path.parent.is_dir():
-        raise DeviceError(f"the folder {path.parent} does not exist")
+    _check_new(path, existing=options.existing)
     locked = new_secret(path) if options.encrypt else None
     store = MemoryStore() if dry_run else Container.create(path, split=options.split, opener=opener)
     try:
+        _tell_new(path, job, encrypted=options.encrypt)
         repository = Repository.create(
             store,
             locked,
@@ -90,24 +98,28 @@ def open_or_twin(
     *,
     secret_given: bool = False,
     split: int = 0,
+    existing: bool = False,
     dry_run: bool = False,
     opener: Opener = PosixFile,
     memory: Memory | None = None,
+    job: Job | None = None,
 ) -> Iterator[Repository]:
     """The image at ``path``, open for what ``source`` is copied into; where there is none, one with the same keys.
 
-    Raises Refused where it is stored in one of ``source_files``, KeyRefused where a secret was given and neither of
-    the two needs one.
+    ``job`` is told of a new one, which ``existing`` does not allow.  Raises Refused for that, where it would stand
+    among devices, and where it is stored in one of ``source_files``; KeyRefused where a secret was given and neither
+    of the two needs one.
     """
+    refuse_no_device(path)
     if not path.exists():
         if secret_given and not source.config.encrypted:
             raise KeyRefused(_NEITHER)
-        if not path.parent.is_dir():
-            raise DeviceError(f"the folder {path.parent} does not exist")
+        _check_new(path, existing=existing)
         with (
             source.twin(MemoryStore() if dry_run else Container.create(path, split=split, opener=opener)) as fresh,
             _remembered(path, fresh, None if dry_run else memory),
         ):
+            _tell_new(path, job, encrypted=source.config.encrypted)
             yield fresh
         return
     for mine in image_files(path):
@@ -129,6 +141,41 @@ def _remembered(path: Path, made: Repository, memory: Memory | None) -> Iterator
     yield
     if place is not None:
         place.left(made, written=True)
+
+
+# ---------------------------------------------------------------------- a new image
+
+
+def new_image_facts(path: Path, repository: Repository) -> dict[str, object]:
+    """What a JSON document says of a new image, made or to be made: where it lies, and whether it is encrypted."""
+    mount = mount_of(_folder(path))
+    on = None if mount is None else {"source": mount.source, "type": mount.kind, "mounted_at": mount.where}
+    return {"new_image": True, "encrypted": repository.config.encrypted, "image_on": on}
+
+
+def _folder(path: Path) -> Path:
+    return Path(os.path.realpath(path)).parent
+
+
+def _place(path: Path) -> str:
+    """Where a file at ``path`` lies, in words."""
+    mount = mount_of(_folder(path))
+    return "a file system that is not known" if mount is None else f"{mount.source} ({mount.kind}, {mount.where})"
+
+
+def _check_new(path: Path, *, existing: bool) -> None:
+    """Raise Refused where no image may be made, DeviceError where none can be."""
+    folder = path.parent
+    if existing:
+        where = f"its folder lies on {_place(path)}" if folder.is_dir() else f"its folder {folder} does not exist"
+        raise Refused(f"{path} does not exist, and only an existing image is wanted; {where}: is its disk mounted?")
+    if not folder.is_dir():
+        raise DeviceError(f"the folder {folder} does not exist")
+
+
+def _tell_new(path: Path, job: Job | None, *, encrypted: bool) -> None:
+    if job is not None:
+        job.note(f"{path} is a new image, {'' if encrypted else 'not '}encrypted, on {_place(path)}")
 
 
 def _check_same(path: Path, repository: Repository, options: ImageOptions) -> None:

@@ -29,6 +29,7 @@ class NamedSource:
     machine: str = ""
     path: str = ""
     file: str = ""
+    sector_size: int | None = None  # what the user said, if anything
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ def prepare(
     prepared = []
     for named in sources:
         job.begin(f"looking at {named.name}")
-        surveyed = survey(named.source, exclude_swap_files=exclude_swap_files)
+        surveyed = survey(named.source, sector_size=named.sector_size, exclude_swap_files=exclude_swap_files)
         told = surveyed.told
         for sentence in told.damage if all_sectors else [*told.damage, *told.unclean]:
             job.warn(f"{named.name}: {sentence}")

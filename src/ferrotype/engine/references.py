@@ -29,6 +29,7 @@ from ferrotype.formats.names import no_raw_disk
 from ferrotype.formats.registry import FORMATS, RAW_SUFFIXES, is_packed, open_file, open_folder, recognise
 from ferrotype.formats.related import Related
 from ferrotype.formats.split import joined, name_of_whole
+from ferrotype.fresh import permissions_of
 from ferrotype.job import Job
 from ferrotype.objects.volumes import Opener, PosixFile
 from ferrotype.stall import Patience
@@ -112,6 +113,12 @@ class Access:
     memory: Memory | None = None  # what is remembered of images, and who is told of what does not fit
     headers_only: bool = False  # a disk image whose disk cannot be read is wanted for what its headers say
 
+    def __post_init__(self) -> None:
+        """Raises UsageError."""
+        size = self.sector_size
+        if size is not None and (size & (size - 1) or not 512 <= size <= 65536):
+            raise UsageError("a sector size is a power of two from 512 to 65536")
+
 
 @dataclass(frozen=True, slots=True)
 class OpenDisk:
@@ -127,6 +134,7 @@ class OpenDisk:
     start: int = 0  # of the partition on its disk, bytes
     image: Image | None = None  # the container, of a disk image
     opened: Collection[Path] = ()  # further files that it stands in, as far as they have been opened
+    secret_given: bool = False  # its container asked for a passphrase, and was told it
 
     @property
     def files(self) -> list[Path]:
@@ -139,6 +147,15 @@ class OpenDisk:
 
             own = image_files(self.reference.path)
         return list(dict.fromkeys([*own, *self.opened]))
+
+    @property
+    def permissions(self) -> int:
+        """Of a file that is made of the disk: nobody reads it who could not read the disk.
+
+        What is encrypted, the user alone can read.
+        """
+        encrypted = self.repository is not None and self.repository.config.encrypted
+        return 0o600 if encrypted or self.secret_given else permissions_of(*self.files)
 
     @property
     def part(self) -> Part:
@@ -234,8 +251,9 @@ def _open_disk(text: str, access: Access, job: Job) -> Iterator[OpenDisk]:
         finally:
             source.close()
         return
+    asked: list[Path] = []
     try:
-        image, related = _open_image(reference, access, job)
+        image, related = _open_image(reference, access, job, asked)
     except FormatError as error:
         raise error.of(str(reference.path)) from None
     try:
@@ -243,7 +261,15 @@ def _open_disk(text: str, access: Access, job: Job) -> Iterator[OpenDisk]:
             job.warn(f"{reference.path}: {warning}")
         reference = _with_inner_hash(reference, image)
         source = image.disk(_inner(reference, image))
-        disk = OpenDisk(source, image.format, reference, access.sector_size, image=image, opened=related.opened)
+        disk = OpenDisk(
+            source,
+            image.format,
+            reference,
+            access.sector_size,
+            image=image,
+            opened=related.opened,
+            secret_given=bool(asked),
+        )
         yield _narrowed(disk)
         for warning in dict.fromkeys(shortfalls(source)):
             job.warn(f"{reference.path}: {warning}")
@@ -288,9 +314,17 @@ def is_image(reference: Reference, access: Access) -> bool:
         return reference.snapshot is not None and recognise(file) is None
 
 
-def _open_image(reference: Reference, access: Access, job: Job) -> tuple[Image, Related]:
-    """The container a file, or folder, is, and what else it opens; raw where its content shows no other."""
-    path, secret = reference.path, access.secret
+def _open_image(reference: Reference, access: Access, job: Job, asked: list[Path]) -> tuple[Image, Related]:
+    """The container a file, or folder, is, and what else it opens; raw where its content shows no other.
+
+    Where it is encrypted its path is put into ``asked``.
+    """
+    path = reference.path
+
+    def secret(path: Path) -> Secret | None:
+        asked.append(path)
+        return access.secret(path)
+
     headers_only = access.headers_only and reference.partition is None
     related = Related(
         path, access.related, patience=access.patience, passphrase=lambda: _passphrase(secret(path)), job=job

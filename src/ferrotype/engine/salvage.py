@@ -20,6 +20,7 @@ import numpy as np
 from ferrotype.engine.copy import copy, keep
 from ferrotype.engine.damage import Damage, find_damage
 from ferrotype.engine.opening import SecretSource
+from ferrotype.engine.targets import refuse_no_device
 from ferrotype.errors import (
     CorruptObject,
     FormatError,
@@ -32,7 +33,7 @@ from ferrotype.errors import (
 from ferrotype.job import Job
 from ferrotype.objects.container import Container
 from ferrotype.objects.rescue import RescueStore
-from ferrotype.objects.volumes import Opener, PosixFile, volume_path
+from ferrotype.objects.volumes import Opener, PosixFile
 from ferrotype.repository import snapshots as records
 from ferrotype.repository.chunkmap import PAGE_SIZE, ChunkMap
 from ferrotype.repository.config import DEFAULT_CHUNK, DEFAULT_PACK, Config, decode_config, encode_config, new_config
@@ -268,6 +269,7 @@ def _judge(repository: Repository, known: list[Snapshot], result: SalvageResult,
 
 @contextmanager
 def _new_image(repository: Repository, out: Path, split: int, opener: Opener) -> Iterator[Repository]:
+    refuse_no_device(out)
     if os.path.lexists(out):
         raise Refused(f"{out} exists; salvage writes into a new file only")
     if not out.parent.is_dir():
@@ -275,13 +277,13 @@ def _new_image(repository: Repository, out: Path, split: int, opener: Opener) ->
     store = Container.create(out, split=split, opener=opener)
     try:
         with repository.twin(store) as target:
-            yield target
+            try:
+                yield target
+            except BaseException:
+                store.discard()
+                raise
     except BaseException:
-        store.close()
-        number = 0
-        while (volume := volume_path(out, number)).exists():
-            volume.unlink()
-            number += 1
+        store.discard()
         raise
 
 

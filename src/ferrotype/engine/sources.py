@@ -55,7 +55,7 @@ def known_by(disk: OpenDisk) -> NamedSource:
     reference = disk.reference
     name, described = disk_name(disk), as_text(reference.text)
     if reference.address is not None:
-        return NamedSource(disk.source, name, described, path=described)
+        return NamedSource(disk.source, name, described, path=described, sector_size=disk.sector_size)
     inside = reference.text.removeprefix(str(reference.path))  # a snapshot, a disk of it, a partition
     real = reference.path.resolve()
     path, model, serial, file, number = str(real), "", "", "", 0
@@ -80,6 +80,7 @@ def known_by(disk: OpenDisk) -> NamedSource:
         machine=machine_id(),
         path=as_text(path + inside),
         file=as_text(file),
+        sector_size=disk.sector_size,
     )
 
 

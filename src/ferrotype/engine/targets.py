@@ -10,8 +10,9 @@ from pathlib import Path
 from ferrotype.block import Sink, Source
 from ferrotype.block.device import DeviceSink, open_source
 from ferrotype.block.file import FileSink
-from ferrotype.block.inventory import lies_on, same_storage, uses
+from ferrotype.block.inventory import disks, lies_on, same_storage, uses
 from ferrotype.errors import Refused
+from ferrotype.fresh import among_devices, true_name
 from ferrotype.stall import Patience
 from ferrotype.units import format_size
 
@@ -47,11 +48,33 @@ def check_fits(target: Path, size: int, sector_size: int) -> None:
         source.close()
 
 
+def refuse_no_device(target: Path) -> None:
+    """Raise Refused where ``target`` is a device that is not there, and a file would be made in memory.
+
+    So, too, where a link leads there that somebody else made.
+    """
+    final = true_name(target)
+    if not among_devices(final) or is_device(final):
+        return
+    there = ", ".join(f"{disk.path} ({format_size(disk.size)})" for disk in disks() if disk.size) or "none"
+    what = "is no device" if final.exists() else "does not exist"
+    raise Refused(
+        f"{target} {what}, and a file there would be kept in memory and lost; the disks that are there: {there}; "
+        "nothing was written"
+    )
+
+
+def is_device(path: Path) -> bool:
+    """Whether the path is a device, of whatever kind."""
+    return path.is_block_device() or path.is_char_device()
+
+
 def refuse_harm(target: Path, images: Sequence[Path], doing: str = "restored") -> None:
     """Raise Refused where writing to ``target`` would harm something; ``images`` are the files read meanwhile.
 
     No option allows what is refused here.
     """
+    refuse_no_device(target)
     for image in images:
         if same_storage(target, image):
             raise Refused(f"{target} is what is being {doing} from; nothing was written")
@@ -65,9 +88,17 @@ def refuse_harm(target: Path, images: Sequence[Path], doing: str = "restored") -
 
 @contextmanager
 def open_target(
-    path: Path, size: int, sector_size: int, *, in_place: bool, patience: Patience | None = None
+    path: Path,
+    size: int,
+    sector_size: int,
+    *,
+    in_place: bool,
+    mode: int = 0o666,
+    patience: Patience | None = None,
 ) -> Iterator[Target]:
     """A device or an existing file in place, or a new file that takes its name when the block ends well.
+
+    ``mode``: permissions of a new file, less what the umask takes.
 
     A file is written behind (``FileSink.write``), so by one thread.
     """
@@ -94,7 +125,7 @@ def open_target(
             finally:
                 reader.close()
         return
-    with FileSink.create(path, size, sector_size, replace=path.exists(), patience=patience) as fresh:
+    with FileSink.create(path, size, sector_size, replace=path.exists(), mode=mode, patience=patience) as fresh:
         fresh.behind = True
         yield Target(fresh, None)
         fresh.commit()

@@ -23,6 +23,8 @@ from typing import Annotated, Final
 
 import msgspec
 
+from ferrotype.errors import FerrotypeError
+from ferrotype.fresh import Fresh
 from ferrotype.job import Job
 from ferrotype.units import MiB
 
@@ -111,8 +113,9 @@ class Round:
         )
         try:
             replace_file(file, msgspec.json.encode(stored))
-        except OSError as error:
-            job.warn(f"{file}: what was checked cannot be kept for the next run: {error.strerror or error}")
+        except (OSError, FerrotypeError) as error:
+            why = error.strerror if isinstance(error, OSError) and error.strerror else error
+            job.warn(f"{file}: what was checked cannot be kept for the next run: {why}")
 
 
 def state_file(folder: Path, image_id: str, image: Path, *, deep: bool) -> Path:
@@ -171,15 +174,14 @@ def _split(text: str) -> set[bytes]:
 def replace_file(file: Path, data: bytes) -> None:
     """The file has the new content, or the old one; never a part of either."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fresh = file.with_name(f".{file.name}.{os.getpid()}.new")
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    fresh = Fresh.make(file, mode=0o600, kind="new")
     try:
-        with os.fdopen(fd, "wb") as opened:
+        with os.fdopen(fresh.fd, "wb") as opened:
             opened.write(data)
             opened.flush()
             os.fsync(opened.fileno())
-        fresh.replace(file)
+            fresh.publish(replace=True)
     except BaseException:
         with contextlib.suppress(OSError):
-            fresh.unlink()
+            fresh.remove()
         raise

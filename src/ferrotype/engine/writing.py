@@ -148,6 +148,7 @@ def _write(disk: OpenDisk, wanted: NewImage, job: Job) -> Written:
             spared=[*disk.files, *below],
             patience=wanted.patience,
             behind=True,
+            mode=disk.permissions,
         ) as outputs,
     ):
         spec = Spec(source.size, source.traits.sector_size, wanted.compress, wanted.options or {}, backing)

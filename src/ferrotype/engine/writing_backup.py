@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ferrotype.block.file import hidden_name, put_in_place
+from ferrotype.block.file import put_in_place
 from ferrotype.engine.backup import BackupOptions, backup
 from ferrotype.engine.convert import Converted
 from ferrotype.engine.images import ImageOptions, open_or_create
@@ -17,7 +17,9 @@ from ferrotype.engine.references import OpenDisk
 from ferrotype.engine.sources import known_by
 from ferrotype.errors import FerrotypeError, KeyRefused, Refused
 from ferrotype.formats import Option, Options
+from ferrotype.fresh import Fresh, hidden_path, true_name
 from ferrotype.job import Job
+from ferrotype.objects.container import Container
 from ferrotype.objects.volumes import PatientOpener
 from ferrotype.repository.keys import Secret
 from ferrotype.stall import Patience
@@ -61,12 +63,20 @@ def write_backup(disk: OpenDisk, wanted: NewImage, job: Job) -> Written:
         disk_bytes=disk.source.size,
     )
     opener = PatientOpener(wanted.patience or Patience())
-    with _hidden(wanted.path, replace=wanted.replace) as path:
-        with open_or_create(
-            path, options, _no_secret, lambda _: wanted.secret or _no_secret(path), opener=opener
-        ) as made:
+    with (
+        _told_as(wanted.path, hidden := hidden_path(_target(wanted))),
+        open_or_create(
+            hidden, options, _no_secret, lambda path: wanted.secret or _no_secret(path), opener=opener
+        ) as made,
+    ):
+        try:
             snapshot = backup(made, [known_by(disk)], BackupOptions(all_sectors=True, becomes=wanted.path), job)
-        stored = path.stat().st_blocks * 512
+            stored = hidden.stat().st_blocks * 512
+            _put_in_place(hidden, true_name(wanted.path), replace=wanted.replace)  # while it is locked
+        except BaseException:
+            if isinstance(made.store, Container):
+                made.store.discard()
+            raise
     done, lost = snapshot.statistics, snapshot.disks[0].unreadable
     copied = Converted(done.disk_bytes, done.read_bytes, done.new_bytes, done.seconds, lost)
     return Written("ferro", copied, stored)
@@ -80,18 +90,27 @@ def _no_secret(path: Path) -> Secret:
     raise KeyRefused(f"{path} is not encrypted")
 
 
-@contextmanager
-def _hidden(path: Path, *, replace: bool) -> Iterator[Path]:
-    """A name beside ``path`` for a new image, which takes the place of ``path`` when the block ends well."""
-    final = Path(os.path.realpath(path))  # a symbolic link stays one
-    if replace and len(image_files(final)) > 1:
-        raise Refused(f"{path} is split into several files; remove them, or choose another name")
-    hidden = hidden_name(final)
+def _target(wanted: NewImage) -> Path:
+    """The file that the image is to be; a symbolic link stays one."""
+    final = true_name(wanted.path)
+    if wanted.replace and len(image_files(final)) > 1:
+        raise Refused(f"{wanted.path} is split into several files; remove them, or choose another name")
+    return final
+
+
+def _put_in_place(hidden: Path, final: Path, *, replace: bool) -> None:
+    fresh = Fresh.found(hidden, final)
     try:
-        yield hidden
-        put_in_place(hidden, final, replace=replace)
-    except FerrotypeError as error:  # nobody knows the hidden name
+        put_in_place(fresh, replace=replace)
+    finally:
+        os.close(fresh.fd)
+
+
+@contextmanager
+def _told_as(path: Path, hidden: Path) -> Iterator[None]:
+    """Errors tell of ``path``: nobody knows the hidden name."""
+    try:
+        yield
+    except FerrotypeError as error:
         error.args = (str(error).replace(str(hidden), str(path)),)
         raise
-    finally:
-        hidden.unlink(missing_ok=True)

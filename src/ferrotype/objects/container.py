@@ -211,12 +211,19 @@ class Container:
         if not self._log.changed:
             return
         self._log.claim(now=True)
+        self._check_names()  # before what a file without a name would take with it is called durable
         if self._log.moved:
             self._moves.settle()
         else:
             self._files[-1].sync()  # earlier volumes were synced when they were left
             self._log.write_catalog()
         self._log.publish()
+        self._check_names()
+
+    def _check_names(self) -> None:
+        """Raises WriteError where a volume was deleted, or another file put in its place."""
+        for file in self._files:
+            file.check_name()
 
     def check(self, name: str, /, *, from_medium: bool = False) -> None:
         entry = self._entry(name)
@@ -255,12 +262,21 @@ class Container:
             return self._moves.punch() if alone else SpaceReport(0, 0, readers=True)
 
     def close(self) -> None:
-        if self._log.lock is not None:
-            self._log.lock.release()  # before the first volume is closed: the next writer makes a lock file anew
+        lock, self._log.lock = self._log.lock, None
+        if lock is not None:
+            lock.release()  # before the first volume is closed: the next writer makes a lock file anew
         for file in reversed([*self._files, *self._former]):
             file.close()  # a file that was never published goes with it
         self._files.clear()
         self._former.clear()
+
+    def discard(self) -> None:
+        """Close a new container that is not to be, and remove its files: those that it made, and no others."""
+        for file in reversed(self._files):
+            with contextlib.suppress(FerrotypeError):
+                file.check_name()
+                file.remove()
+        self.close()
 
     # ------------------------------------------------------------------ compacting
 

@@ -1,7 +1,8 @@
 """One writer at a time: an exclusive lock on the image's first volume, and a file beside it that says who holds it.
 
     laptop.ferro         flock: decides within a machine, and ends with the process
-    laptop.ferro.lock    JSON: host, process, since when; touched every half minute while the lock is held
+    laptop.ferro.lock    JSON: host, process, since when; touched every half minute while the lock is held; it has
+                         the owner and the permissions of the image, and so tells nothing to who may not read that
 
 Where other machines may use the file system too, flock may not reach them, and the file decides: another machine's
 holds while it is younger than three minutes by the file system's own clock.  An older one is taken over in one step.
@@ -46,12 +47,17 @@ def lock_for_writing(fd: int, image: Path, machine: Machine = THIS_MACHINE) -> b
     try:
         return machine.flock(fd)
     except BlockingIOError:
-        found = look(lock_path(image))
-        if found is not None and found.holder is not None and _is_likely(found.holder, fd, machine):
-            who = found.holder.words
-        else:
-            who = kernel_holder(fd)
-        raise Locked(f"{image} is being written by {who}; wait for it to end, or stop it") from None
+        raise locked_by(fd, image, machine=machine) from None
+
+
+def locked_by(fd: int, image: Path, doing: str = "being written", machine: Machine = THIS_MACHINE) -> Locked:
+    """The error for a file whose lock another process has, which it names where that is known."""
+    found = look(lock_path(image))
+    if found is not None and found.holder is not None and _is_likely(found.holder, fd, machine):
+        who = found.holder.words
+    else:
+        who = kernel_holder(fd)
+    return Locked(f"{image} is {doing} by {who}; wait for it to end, or stop it")
 
 
 def _is_likely(holder: Holder, fd: int, machine: Machine) -> bool:
@@ -67,13 +73,16 @@ def _is_likely(holder: Holder, fd: int, machine: Machine) -> bool:
 class WriterLock:
     """The right to write to an image, until ``release`` or the end of the process.  Use ``take``."""
 
-    def __init__(self, image: Path, machine: Machine, storage: Storage, *, local: bool) -> None:
+    def __init__(
+        self, image: Path, machine: Machine, storage: Storage, *, local: bool, like: os.stat_result | None = None
+    ) -> None:
         self.path = lock_path(image)
         self._storage = storage
         self.holder = Holder.here(machine)
         self._image = image
         self._machine = machine
         self._local = local
+        self._like = like  # whose owner and permissions the lock file gets; None: this user's alone
         self._flocked = local
         self._lost: str | None = None
         self._named = False  # the lock file is this lock's own
@@ -89,9 +98,10 @@ class WriterLock:
         storage = Storage(image, patience or Patience())
 
         def take(_: Beat) -> WriterLock:
-            storage.on(os.fstat(fd).st_dev)
+            status = os.fstat(fd)
+            storage.on(status.st_dev)
             flocked = lock_for_writing(fd, image, machine)
-            self = cls(image, machine, storage, local=flocked and machine.is_local(fd))
+            self = cls(image, machine, storage, local=flocked and machine.is_local(fd), like=status)
             self._begin(flocked=flocked)
             return self
 
@@ -233,15 +243,27 @@ class WriterLock:
 
     def _write_new(self, path: Path) -> float:
         """A new lock file; its time by the clock of its file system.  Raises FileExistsError."""
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             try:
+                self._share(fd)
                 return self._fill(fd)
             except BaseException:
                 path.unlink(missing_ok=True)
                 raise
         finally:
             os.close(fd)
+
+    def _share(self, fd: int) -> None:
+        """Give a lock file, empty yet, to those who may read the image, as far as the file system can."""
+        like = self._like
+        if like is None:
+            return
+        with contextlib.suppress(OSError):
+            os.fchown(fd, like.st_uid if os.geteuid() == 0 else -1, like.st_gid)
+        same_group = os.fstat(fd).st_gid == like.st_gid
+        with contextlib.suppress(OSError):
+            os.fchmod(fd, stat.S_IMODE(like.st_mode) & (0o666 if same_group else 0o606) | 0o600)
 
     def _touch(self) -> None:
         fd = os.open(self.path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

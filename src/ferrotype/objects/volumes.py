@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
-from ferrotype.errors import DeviceError, Locked, WriteError
-from ferrotype.linux import is_local, next_data, punch_hole, rename_new, write_back
+from ferrotype.errors import DeviceError, WriteError
+from ferrotype.fresh import Fresh, true_name
+from ferrotype.linux import is_local, next_data, punch_hole, write_back
 from ferrotype.objects import Bytes
-from ferrotype.objects.lock import lock_for_writing
+from ferrotype.objects.lock import locked_by
 from ferrotype.stall import Beat, Patience, Storage
 from ferrotype.trouble import why, why_not_written
 from ferrotype.units import KiB, MiB
@@ -57,6 +58,9 @@ class VolumeFile(Protocol):
     def publish(self, path: Path, /) -> None:
         """A created file takes its name, durably."""
 
+    def check_name(self) -> None:
+        """Raise WriteError where the file no longer has the name it was opened or published by."""
+
     def remove(self) -> None:
         """The file loses its name, durably; it stays open."""
 
@@ -77,40 +81,39 @@ class PosixFile:
 
     def __init__(self, path: Path, *, writable: bool, create: bool = False, patience: Patience | None = None) -> None:
         self.path = path
-        self._unpublished = path.with_name(f".{path.name}.new") if create else None
+        self._unpublished: Fresh | None = None  # a file that was created and has no name yet
         self._storage = Storage(path, patience or Patience())
         self._pushed: deque[tuple[int, int]] = deque()  # ranges that the kernel was told to store, perhaps under way
         self._failed = ""  # why something that was written could not be stored
-        flags = os.O_CLOEXEC | (os.O_RDWR if writable else os.O_RDONLY) | (os.O_CREAT if create else 0)
         try:
-            self._fd, device, self._local = self._storage.call(
-                lambda _: _open(self._unpublished or path, flags), DeviceError, late=lambda found: os.close(found[0])
-            )
+            if create:
+                self._unpublished = self._storage.call(lambda _: self._make(), DeviceError, late=_undo)
+                self._fd, device = self._unpublished.fd, os.fstat(self._unpublished.fd).st_dev
+                self._local = is_local(self._fd)
+            else:
+                self._fd, device, self._local = self._storage.call(
+                    lambda _: _open(path, writable=writable), DeviceError, late=lambda found: os.close(found[0])
+                )
             self._storage.on(device)
-            if self._unpublished is not None:
-                self._claim(self._unpublished)
         except OSError as error:
             self._storage.release()
             raise DeviceError(f"{path} cannot be {'created' if create else 'opened'}: {why(error)}") from error
-        except DeviceError:
+        except BaseException:
             self._storage.release()
             raise
 
-    def _claim(self, unpublished: Path) -> None:
-        """Make the new file this process's own, be it left from one that was cut, before anything in it is lost."""
+    @property
+    def hidden_name(self) -> str:
+        """Under which a created file stands until it is published; empty for others."""
+        return self._unpublished.path.name if self._unpublished is not None else ""
 
-        def claim(_: Beat) -> None:
-            lock_for_writing(self._fd, self.path)
-            if os.fstat(self._fd).st_ino != unpublished.stat().st_ino:
-                raise Locked(f"{self.path} is being created by another process")
-            os.ftruncate(self._fd, 0)
+    def _make(self) -> Fresh:
+        """A file of this process alone.  Raises Locked where another one is making the same."""
 
-        try:
-            self._storage.call(claim)
-        except BaseException:
-            self._unpublished = None
-            self.close()
-            raise
+        def held(fd: int) -> None:
+            raise locked_by(fd, self.path, "being created")
+
+        return Fresh.make(self.path, mode=0o600, kind="new", held=held)
 
     def read(self, offset: int, length: int, /) -> bytes:
         try:
@@ -215,9 +218,9 @@ class PosixFile:
             return
 
         def publish(_: Beat) -> None:
-            rename_new(unpublished, path)
+            unpublished.publish()
             self._unpublished = None
-            _sync_folder(path.parent)
+            _sync_folder(unpublished.final.parent)
 
         try:
             self._storage.call(publish, WriteError)
@@ -226,9 +229,31 @@ class PosixFile:
         except OSError as error:
             raise WriteError(f"{path} cannot be created: {why(error)}") from error
 
+    def check_name(self) -> None:
+        if self._unpublished is not None:
+            return
+
+        def named(_: Beat) -> bool:
+            with contextlib.suppress(FileNotFoundError):
+                return os.path.samestat(os.stat(self.path), os.fstat(self._fd))
+            return False
+
+        try:
+            still = self._storage.call(named)
+        except OSError as error:
+            raise WriteError(f"{self.path}: whether it is still there cannot be seen: {why(error)}") from error
+        if not still:
+            raise WriteError(
+                f"{self.path} was deleted, moved or replaced while it was written: what was stored is not in it; "
+                "start again"
+            )
+
     def remove(self) -> None:
         def remove(_: Beat) -> None:
-            (self._unpublished or self.path).unlink()
+            if self._unpublished is not None:
+                self._unpublished.remove()
+            else:
+                self.path.unlink()
             _sync_folder(self.path.parent)
 
         try:
@@ -251,9 +276,11 @@ class PosixFile:
             return
 
         def end() -> None:
-            if unpublished is not None:  # while it is locked: afterwards it may be another's
-                unpublished.unlink(missing_ok=True)
-            os.close(fd)
+            try:
+                if unpublished is not None:  # while it is locked: afterwards it may be another's
+                    unpublished.remove()
+            finally:
+                os.close(fd)
 
         if self._storage.lost:
             self._storage.afterwards(end)  # a call may still use the descriptor
@@ -273,9 +300,19 @@ def _no_beat() -> None:
     pass
 
 
-def _open(path: Path, flags: int) -> tuple[int, int, bool]:
+def _undo(fresh: Fresh) -> None:
+    """Nobody waits for it any more."""
+    with contextlib.suppress(OSError):
+        fresh.remove()
+    os.close(fresh.fd)
+
+
+def _open(path: Path, *, writable: bool) -> tuple[int, int, bool]:
     """Descriptor, device, and whether the file system is this machine's own."""
-    fd = os.open(path, flags, 0o600)
+    if writable:
+        fd = os.open(true_name(path), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    else:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return fd, os.fstat(fd).st_dev, is_local(fd)
     except BaseException:

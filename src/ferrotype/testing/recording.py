@@ -79,7 +79,7 @@ class Recording:
         """An ``Opener`` for a container."""
         file = RecordedFile(self, path, writable=writable, create=create)
         if create:
-            name, file.number, self._count = f".{path.name}.new", self._count, self._count + 1
+            name, file.number, self._count = file.hidden_name, self._count, self._count + 1
             self.add(Operation(Step.CREATE, file.number, name=name))
         else:
             file.number = self._names[path.name]
