@@ -18,6 +18,8 @@ EXECUTIONS = {  # as many as take about two seconds; the rest of the work is don
     "image-aff4": 30, "image-bochs": 500, "image-dmg": 150, "image-ewf": 25, "image-ntfsclone": 40,
     "image-parallels": 400, "image-partclone": 60, "image-qcow": 150, "image-qcow2": 150, "image-qed": 150,
     "image-vdi": 200, "image-vhd": 400, "image-vhdx": 80, "image-vmdk": 400, "image-wim": 300,
+    "image-bzip2": 60, "image-gzip": 60, "image-ova": 60, "image-simg": 200, "image-xz": 60, "image-zip": 60,
+    "image-zstd": 60,
 }  # fmt: skip
 
 

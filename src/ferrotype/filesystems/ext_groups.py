@@ -95,9 +95,12 @@ class Descriptors:
 
     def _is_copy(self, source: Source, at: int) -> bool:
         try:
-            copy = Superblock.unpack(read(source, at, Superblock.SIZE))
+            raw = read(source, at, Superblock.SIZE)
         except ReadError:
             return True  # says nothing against it
+        if not any(raw):
+            return True  # nothing was written over it: images of the metadata alone leave copies out
+        copy = Superblock.unpack(raw)
         return copy.s_magic == self.sb.s_magic and copy.s_uuid == self.sb.s_uuid
 
     @property
