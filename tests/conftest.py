@@ -1,4 +1,7 @@
-"""After each test that passed, the second reader looks at the images the test left behind."""
+"""After each test that passed, the second reader looks at the images the test left behind.
+
+And what its backups left out as free space has to be proven, but in tests of damaged volumes and of how much is
+read."""
 
 from __future__ import annotations
 
@@ -10,19 +13,32 @@ from typing import Any
 import pytest
 
 from ferrotype.repository.keys import Secret
+from tests.proof import Proofs
 from tests.second_reader import LARGEST, Agreed, agree
 
 WORDS = (b"correct horse", b"another one", b"third words", b"correct horse battery")  # that tests lock images with
 SECRETS = (None, *map(Secret, WORDS))
 
+UNPROVEN = ("tests/fuzz/", "tests/work/", "tests/faults/")  # damaged by hand, and counted to the byte and the call
+
 _agreed = Agreed()
+_proofs = Proofs()
 _seen: set[tuple[str, int, int]] = set()  # images of fixtures that several tests share
+
+
+def pytest_configure() -> None:
+    _proofs.install()
+
+
+def pytest_runtest_logstart(nodeid: str) -> None:
+    _proofs.wanted = not nodeid.startswith(UNPROVEN)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """Runs the test, then compares; a difference fails the test."""
     result = yield
+    _proofs.check()
     for path in _images(item):
         agree(path, SECRETS, _agreed)
     return result
@@ -50,15 +66,21 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
     if output is not None:
         output["agreed"] = asdict(_agreed)
+        output["proven"] = {"volumes": _proofs.volumes, "files": _proofs.files}
 
 
 def pytest_testnodedown(node: Any) -> None:
     """A worker of pytest-xdist has ended."""
     for name, count in getattr(node, "workeroutput", {}).get("agreed", {}).items():
         setattr(_agreed, name, getattr(_agreed, name) + count)
+    for name, count in getattr(node, "workeroutput", {}).get("proven", {}).items():
+        setattr(_proofs, name, getattr(_proofs, name) + count)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_line(
         f"second reader: the same of {_agreed.images} images, {_agreed.snapshots} snapshots, {_agreed.data} bytes"
+    )
+    terminalreporter.write_line(
+        f"second opinion: nothing of {_proofs.files} files of {_proofs.volumes} volumes was left out"
     )

@@ -66,6 +66,7 @@ def backup(
     split: int = 0,
     existing: bool = False,
     verify_after: bool = False,
+    prove_free: bool = False,
     format: str | None = None,
     related: Sequence[PathLike] = (),
     sector_size: int | None = None,
@@ -77,7 +78,9 @@ def backup(
     With ``existing`` no image is made: Refused where it is not there.
 
     Returns the committed snapshot; ``snapshot.statistics`` counts bytes.  With ``verify_after`` all that was stored
-    is read back from the medium and proven before it is committed; WriteError where that fails.
+    is read back from the medium and proven before it is committed; WriteError where that fails.  With ``prove_free``
+    what is left out is proven by another way than the map of free space; InvalidImage where it cannot be, before
+    anything is stored.
     With ``state``, a folder that lasts, images are remembered there, and one that was replaced or went back in time
     is a warning; so it is for ``restore``, ``verify`` and ``list_snapshots``.
     """
@@ -108,7 +111,12 @@ def backup(
         )
         called = None if name is None else as_text(name)
         chosen = _backup.BackupOptions(
-            all_sectors, exclude_swap_files, called, tuple(map(as_text, tags)), verify_after=verify_after
+            all_sectors,
+            exclude_swap_files,
+            called,
+            tuple(map(as_text, tags)),
+            verify_after=verify_after,
+            prove_free=prove_free,
         )
         return _backup.backup(repository, named, chosen, job)
 

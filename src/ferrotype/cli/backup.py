@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 @click.option("--pack-size", type=SIZE, help="Size of the stored packs of a new image.")
 @click.option("--existing", is_flag=True, help="IMAGE must be there: make no new one.")
 @click.option("--verify-after", is_flag=True, help="Read back and prove what was stored before it is committed.")
+@click.option("--prove-free", is_flag=True, help="First prove, by another way, that no file is in what is left out.")
 @click.option("-n", "--dry-run", is_flag=True, help="Say what would be read and stored; write nothing.")
 @access_options
 @options
@@ -50,6 +51,7 @@ def command(
     pack_size: int | None,
     existing: bool,
     verify_after: bool,
+    prove_free: bool,
     dry_run: bool,
     opening: Opening,
 ) -> None:
@@ -101,9 +103,17 @@ def command(
             as_text(name) if name else None,
             tuple(as_text(tag) for tag in tags),
             verify_after=verify_after,
+            prove_free=prove_free,
         )
         if dry_run:
-            disks = prepare(repository, named, job, all_sectors=all_sectors, exclude_swap_files=exclude_swap_files)
+            disks = prepare(
+                repository,
+                named,
+                job,
+                all_sectors=all_sectors,
+                exclude_swap_files=exclude_swap_files,
+                prove_free=prove_free,
+            )
             judged = estimate(repository, disks, job)
             warn_of_estimate(image, judged.stored_bytes, job)
             frame.show(
@@ -133,6 +143,12 @@ def _done(snapshot: Snapshot) -> dict[str, object]:
         "new_chunks": s.new_chunks,
         "seconds": s.seconds,
         "unreadable": [row for disk in snapshot.disks for row in as_json(disk.unreadable, disk.name)],
+        "proven": [
+            {"disk": disk.name, "index": volume["index"], **volume["proven"]}
+            for disk in snapshot.disks
+            for volume in disk.volumes
+            if "proven" in volume
+        ],
     }
 
 

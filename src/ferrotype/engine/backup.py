@@ -45,6 +45,7 @@ class BackupOptions:
     tags: tuple[str, ...] = ()
     workers: int = 0  # 0: one each processor
     verify_after: bool = False  # read back and prove what was stored before it is committed
+    prove_free: bool = False  # prove what is left out before anything is stored
     becomes: Path | None = None  # what a new image is called that has a hidden name so far
 
 
@@ -62,6 +63,7 @@ def backup(repository: Repository, sources: Sequence[NamedSource], options: Back
         known=known,
         all_sectors=options.all_sectors,
         exclude_swap_files=options.exclude_swap_files,
+        prove_free=options.prove_free,
     )
     warn_of_backup(repository, prepared, job, options.becomes)
     with _fresh_index(repository), open_writer(repository, from_medium=options.verify_after) as writer:
@@ -160,11 +162,21 @@ def _backup_disk(
         chunk_size=disk.plan.chunk_size,
         regions=regions,
         all_sectors=options.all_sectors,
+        volumes=tuple(_recorded(disk)),
         unreadable=tuple(
             joined([*_lost(worker.source.found, disk.plan.data), *_known(worker.source, disk, options)])
         ),
     )
     return record, tally
+
+
+def _recorded(disk: PreparedDisk) -> Iterator[dict[str, object]]:
+    """The volumes as the snapshot keeps them, with what was proven of each."""
+    proofs = {id(proof.volume): proof for proof in disk.proofs}
+    for volume in disk.survey.volumes:
+        proof = proofs.get(id(volume))
+        said = {} if proof is None else {"proven": {"files": proof.files, "free_bytes": proof.free_bytes}}
+        yield volume.as_json() | said
 
 
 def _known(source: Lenient, disk: PreparedDisk, options: BackupOptions) -> list[tuple[int, int]]:

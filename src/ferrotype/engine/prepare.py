@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ferrotype.block import Source
 from ferrotype.engine.plan import DiskPlan, plan
+from ferrotype.engine.prove import Proof, prove, require
 from ferrotype.engine.same_disks import Disks, Looks
 from ferrotype.engine.survey import Survey, survey
 from ferrotype.errors import UsageError
@@ -41,6 +42,7 @@ class PreparedDisk:
     plan: DiskPlan
     identity: str
     parent: tuple[Snapshot, DiskRecord] | None
+    proofs: tuple[Proof, ...] = ()  # of what is left out, where they were asked for
 
 
 def prepare(
@@ -51,10 +53,12 @@ def prepare(
     all_sectors: bool = False,
     exclude_swap_files: bool = False,
     known: Sequence[Snapshot] | None = None,
+    prove_free: bool = False,
 ) -> list[PreparedDisk]:
     """Look at each source and decide what will be read; tells the user what is kept whole and why.
 
     ``known`` are the snapshots of the repository, where they were read already.
+    With ``prove_free`` what is left out is proven.  Raises InvalidImage where it cannot be.
     """
     if len({named.name for named in sources}) < len(sources):
         raise UsageError("two sources have the same name; back them up one by one")
@@ -69,11 +73,16 @@ def prepare(
             job.warn(f"{named.name}: {sentence}")
         for sentence in () if all_sectors else told.notes:
             job.note(f"{named.name}: {sentence}")
+        proofs: tuple[Proof, ...] = ()
+        if prove_free and not all_sectors:
+            job.begin(f"proving what is left out of {named.name}")
+            proofs = prove(named.source, surveyed, job, exclude_swap_files=exclude_swap_files)
+            require(proofs, named.name, job)
         identity = _identity(named, surveyed)
         parent = find_parent(known, told_apart, named, identity, surveyed)
         chunk_size = parent[1].chunk_size if parent else repository.config.chunk_size
         planned = plan(surveyed, chunk_size, all_sectors=all_sectors)
-        prepared.append(PreparedDisk(named, surveyed, planned, identity, parent))
+        prepared.append(PreparedDisk(named, surveyed, planned, identity, parent, proofs))
     return prepared
 
 

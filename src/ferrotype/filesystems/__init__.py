@@ -10,13 +10,14 @@ Each file system is one module with a class that satisfies ``FileSystem`` and tw
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from ferrotype.block import Source
 from ferrotype.extents import ExtentMap, Offsets
 
-__all__ = ["Facts", "FileSystem", "Module"]
+__all__ = ["Claims", "Facts", "FileSystem", "Module"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,15 @@ class Facts:
     size: int  # bytes the file system spans, from the start of the volume
     unclean: str | None  # None: cleanly unmounted; else why its map cannot be trusted, for the user
     besides: str | None = None  # what its free space holds that somebody may want, for the user
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Claims:
+    """Some of what a file system occupies: bytes of its volume, starts[i] up to ends[i], in any order."""
+
+    starts: Offsets
+    ends: Offsets
+    files: int = 0  # files and folders that were met on the way to them
 
 
 class FileSystem(Protocol):
@@ -57,6 +67,14 @@ class FileSystem(Protocol):
         such, ``<inode table>``.  Free space belongs to nobody.  Meant for damaged volumes: what cannot be read or
         contradicts itself is left out, and never raised.  A file with several names stands under one of them at
         least.
+        """
+
+    def claims(self) -> Iterator[Claims]:
+        """All that is in use, found without the map of free space: a second opinion on ``allocation``.
+
+        Structures and their copies, and every file's content, by whole units, from whatever says who owns what:
+        inodes, file records, folders, chains.  Something may come twice.  Raises InvalidImage where the walk meets
+        what it cannot follow or believe, and ReadError: then nothing is proven.
         """
 
 

@@ -39,15 +39,17 @@ class Chains:
     ends: Clusters
     following: NDArray[np.int32]
     bad: NDArray[np.bool_]  # runs that are marked as bad clusters
+    ended: NDArray[np.bool_]  # runs behind which the table says that the chain ends
+    whole: bool  # whether all of the table was taken: it is in no more pieces than are looked at
 
     @classmethod
     def of(cls, windows: Iterable[NDArray[np.uint32]], heap: int, size: int, clusters: int, bad: int) -> Chains:
-        """From the entries of cluster 2 on, in windows; ``bad`` is the entry of a bad cluster."""
-        firsts, ends, following = _runs(windows, clusters)
+        """From the entries of cluster 2 on, in windows; ``bad`` is a bad cluster's entry, higher ones are ends."""
+        firsts, ends, following, whole = _runs(windows, clusters)
         marked = following == bad
         firsts, ends, following, owner = _cut(firsts, ends, following)
         at = _find(firsts, ends, following)
-        return cls(heap, size, clusters, firsts, ends, at.astype(np.int32), marked[owner])
+        return cls(heap, size, clusters, firsts, ends, at.astype(np.int32), marked[owner], following > bad, whole)
 
     def find(self, clusters: Clusters) -> Clusters:
         """The run in which each cluster lies, -1 where it is free or not one of the volume."""
@@ -55,7 +57,7 @@ class Chains:
 
     def touched(self, ranges: Ranges) -> NDArray[np.bool_]:
         """For each run whether it, or any that comes after it in its chain, shares a byte with a range."""
-        hit = np.append(ranges.touch(self._at(self.firsts), self._at(self.ends)), False)
+        hit = np.append(ranges.touch(self.at(self.firsts), self.at(self.ends)), False)
         end = len(self.firsts)
         jump = np.append(np.where(self.following < 0, end, self.following), end)
         for _ in range(max(end, 1).bit_length()):
@@ -79,8 +81,33 @@ class Chains:
         later = np.zeros(len(heads), bool)
         after = self.following[run[found]]
         later[found] = (after >= 0) & np.append(touched, False)[after]
-        touched_heads: NDArray[np.bool_] = on_volume & (ranges.touch(self._at(heads), self._at(own_end)) | later)
+        touched_heads: NDArray[np.bool_] = on_volume & (ranges.touch(self.at(heads), self.at(own_end)) | later)
         return touched_heads
+
+    def followed(self) -> tuple[Clusters, NDArray[np.bool_]]:
+        """For each run how many clusters its chain has from there on, and whether it comes to an end as it should."""
+        lengths = self.ends - self.firsts
+        jump = np.where(self.following < 0, np.arange(len(lengths)), self.following)
+        before = np.where(self.following < 0, 0, lengths)  # clusters up to the run that is jumped to
+        for _ in range(len(lengths).bit_length()):
+            before += before[jump]
+            jump = jump[jump]
+        return before + lengths[jump], self.ended[jump] & (self.following[jump] < 0)
+
+    def through(self, begun: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """The runs that chains go through which go through one of these."""
+        end = len(self.firsts)
+        met = np.append(begun, False)
+        jump = np.append(np.where(self.following < 0, end, self.following), end)
+        for _ in range(end.bit_length()):
+            met[jump[met]] = True
+            jump = jump[jump]
+        found: NDArray[np.bool_] = met[:-1]
+        return found
+
+    def places(self, runs: NDArray[np.bool_]) -> tuple[Offsets, Offsets]:
+        """Starts and ends (bytes) of some runs."""
+        return self.at(self.firsts[runs]), self.at(self.ends[runs])
 
     def pieces(self, head: int, most: int) -> Iterator[tuple[int, int]]:
         """Starts and ends (bytes) of the chain that begins at a cluster, up to ``most`` clusters; each run once."""
@@ -104,7 +131,8 @@ class Chains:
         first[self.following[self.following >= 0]] = False
         return first
 
-    def _at(self, clusters: Clusters) -> Offsets:
+    def at(self, clusters: Clusters) -> Offsets:
+        """Where clusters begin, in bytes."""
         return self.heap + (clusters - 2) * self.size
 
 
@@ -115,8 +143,9 @@ def _find(firsts: Clusters, ends: Clusters, clusters: Clusters) -> Clusters:
     return np.where((at >= 0) & (clusters < ends[at]), at, -1)
 
 
-def _runs(windows: Iterable[NDArray[np.uint32]], clusters: int) -> tuple[Clusters, Clusters, Clusters]:
-    """Clusters that follow each other in number and in the table, and the entry of the last one of each run."""
+def _runs(windows: Iterable[NDArray[np.uint32]], clusters: int) -> tuple[Clusters, Clusters, Clusters, bool]:
+    """Clusters that follow each other in number and in the table, the entry of the last one of each run; and whether
+    the table was taken to its end."""
     firsts, ends, entries = [], [], []
     base, begun, count = 2, 2, 0
     for window in windows:
@@ -137,7 +166,8 @@ def _runs(windows: Iterable[NDArray[np.uint32]], clusters: int) -> tuple[Cluster
         ends.append(np.array([base]))
         entries.append(np.array([0]))
     nothing = np.zeros(0, np.int64)
-    return np.concatenate([nothing, *firsts]), np.concatenate([nothing, *ends]), np.concatenate([nothing, *entries])
+    columns = (np.concatenate([nothing, *column]) for column in (firsts, ends, entries))
+    return *columns, base == clusters + 2  # type: ignore[return-value]
 
 
 def _cut(firsts: Clusters, ends: Clusters, entries: Clusters) -> tuple[Clusters, Clusters, Clusters, Clusters]:

@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 from ferrotype.block import Source, read, read_exactly
 from ferrotype.errors import DeviceError, FormatError, InvalidImage, UnsupportedError
 from ferrotype.extents import ExtentMap, Offsets, State
-from ferrotype.filesystems import Facts
+from ferrotype.filesystems import Claims, Facts
+from ferrotype.filesystems.exfat_claims import claims
 from ferrotype.filesystems.exfat_files import Layout, Tree
 from ferrotype.filesystems.fat import format_serial, free_runs
-from ferrotype.filesystems.remains import Ranges
+from ferrotype.filesystems.remains import Intact, Ranges, Remains
 from ferrotype.records import Record, b8, record, u8, u16, u32, u64
 from ferrotype.units import KiB
 
@@ -273,7 +274,12 @@ class ExFat:
 
     def files_at(self, starts: Offsets, ends: Offsets, /) -> tuple[str, ...]:
         """See ``FileSystem``, and ``exfat_files`` for what counts."""
-        return Tree(self._source, self._layout, Ranges(starts, ends)).files() if len(starts) else ()
+        ranges = Ranges(starts, ends)
+        return Tree(Remains(self._source, ranges), self._layout, ranges).files() if len(starts) else ()
+
+    def claims(self) -> Iterator[Claims]:
+        """See FileSystem, and ``exfat_claims``."""
+        return claims(Intact(self._source), self._layout)
 
 
 def _check(boot: BootSector) -> None:

@@ -26,27 +26,43 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ferrotype.block import Source
 from ferrotype.extents import Offsets
 from ferrotype.filesystems.chains import Chains
-from ferrotype.filesystems.remains import Paths, Ranges, Remains, printable
+from ferrotype.filesystems.remains import NOWHERE, Paths, Ranges, Remains, printable
 from ferrotype.units import GiB, KiB, MiB
 
-__all__ = ["Layout", "Tree"]
+__all__ = [
+    "ALLOCATED",
+    "BITMAP",
+    "FILE",
+    "FOLDER",
+    "MOST_FOLDER",
+    "MOST_FOLDERS",
+    "MOST_READ",
+    "NAME",
+    "STREAM",
+    "UPCASE",
+    "Content",
+    "Folder",
+    "Layout",
+    "Tree",
+    "entry_sets",
+    "name_of",
+]
 
 _WINDOW: Final = 4 * MiB  # bytes of the FAT looked at in one go
 _FIRST_PIECE: Final = 8 * KiB  # bytes of a folder that are read first: most are not longer, clusters are
 _PIECE: Final = 4 * MiB
-_MOST_FOLDER: Final = 256 * MiB  # section 7: the most a directory may hold
-_MOST_FOLDERS: Final = 1 << 20
-_MOST_READ: Final = 4 * GiB  # bytes of all folders together: 40 million files
+MOST_FOLDER: Final = 256 * MiB  # section 7: the most a directory may hold
+MOST_FOLDERS: Final = 1 << 20
+MOST_READ: Final = 4 * GiB  # bytes of all folders together: 40 million files
 _MOST_STEPS: Final = 1 << 22  # pieces of chains that are gone through one by one, some seconds
 
 _ENTRY: Final = 32  # bytes
 _NOT_IN_USE: Final = 0x01
-_BITMAP, _UPCASE, _FILE, _STREAM, _NAME = 0x81, 0x82, 0x85, 0xC0, 0xC1  # EntryType
-_FOLDER: Final = 0x10  # FileAttributes
-_ALLOCATED, _NO_FAT_CHAIN = 1, 2  # GeneralSecondaryFlags
+BITMAP, UPCASE, FILE, STREAM, NAME = 0x81, 0x82, 0x85, 0xC0, 0xC1  # EntryType
+FOLDER: Final = 0x10  # FileAttributes
+ALLOCATED, NO_FAT_CHAIN = 1, 2  # GeneralSecondaryFlags
 _CHARACTERS: Final = 15  # in one name entry
 _BAD: Final = 0xFFFFFFF7
 _REGION: Final = 12  # sectors
@@ -69,7 +85,7 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class _Folder:
+class Folder:
     path: str  # with a slash at its end; empty for the root
     head: int  # first cluster
     length: int  # bytes
@@ -77,7 +93,7 @@ class _Folder:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Content:
+class Content:
     """Where the content of files lies: first cluster, bytes, whether the FAT has to be followed."""
 
     heads: Offsets
@@ -88,18 +104,22 @@ class _Content:
 class Tree:
     """The folders of a volume, searched once for what the ranges touch."""
 
-    def __init__(self, source: Source, layout: Layout, ranges: Ranges) -> None:
+    def __init__(self, remains: Remains, layout: Layout, ranges: Ranges = NOWHERE) -> None:
         self._layout, self._ranges = layout, ranges
-        self._remains = Remains(source, ranges)
+        self._remains = remains
         self._chains = Chains.of(self._windows(), layout.heap, layout.cluster, layout.clusters, bad=_BAD)
         self._cut = _with_lost_entries(layout, ranges)
         self._touched = self._chains.touched(self._cut)
-        self._left, self._steps = _MOST_READ, _MOST_STEPS
+        self._left, self._steps = MOST_READ, _MOST_STEPS
         self._paths = Paths()
+
+    @property
+    def chains(self) -> Chains:
+        return self._chains
 
     def files(self) -> tuple[str, ...]:
         """The answer of ``FileSystem.files_at``."""
-        root = _Folder("", self._layout.root, _MOST_FOLDER, chained=True)
+        root = Folder("", self._layout.root, MOST_FOLDER, chained=True)
         self._structures()
         seen, waiting = {root.head}, deque([root])
         while waiting and not self._paths.full:
@@ -107,7 +127,7 @@ class Tree:
                 if folder.head not in seen:
                     seen.add(folder.head)
                     waiting.append(folder)
-            if self._left < 0 or len(seen) > _MOST_FOLDERS:
+            if self._left < 0 or len(seen) > MOST_FOLDERS:
                 self._paths.stop()
         return self._paths.sorted()
 
@@ -127,43 +147,43 @@ class Tree:
         ):
             if self._ranges.touches(start, end):
                 self._paths.add(name)
-        for start, end in self._chains.pieces(self._layout.root, max(_MOST_FOLDER // self._layout.cluster, 1)):
+        for start, end in self._chains.pieces(self._layout.root, max(MOST_FOLDER // self._layout.cluster, 1)):
             if self._ranges.touches(start, end):
                 self._paths.add("<root folder>")
 
     # ------------------------------------------------------------------ folders
 
-    def _search(self, folder: _Folder) -> list[_Folder]:
+    def _search(self, folder: Folder) -> list[Folder]:
         """Take the names of what is touched in one folder; the folders in it."""
-        rows = self._read(folder)
+        rows = self.read(folder)
         if not folder.path:
             self._take_tables(rows)
-        sets = _entry_sets(rows)
-        content = self._content(rows[sets + 1])
-        folders = rows[sets, 4] & _FOLDER != 0
+        sets = entry_sets(rows)
+        content = self.content(rows[sets + 1])
+        folders = rows[sets, 4] & FOLDER != 0
         if folders.any():  # of a folder every cluster counts, up to its last byte anyway
             whole = -(-content.lengths // self._layout.cluster) * self._layout.cluster
-            content = _Content(content.heads, np.where(folders, whole, content.lengths), content.chained)
+            content = Content(content.heads, np.where(folders, whole, content.lengths), content.chained)
         hit = self._hit(content)
         found = []
         for at in np.flatnonzero(hit | folders).tolist():
-            path = folder.path + printable(_name(rows, int(sets[at])))
+            path = folder.path + printable(name_of(rows, int(sets[at])))
             if hit[at]:
                 self._paths.add(path)
             if folders[at] and content.heads[at] >= 2:
-                length = min(int(content.lengths[at]), _MOST_FOLDER)
-                found.append(_Folder(path + "/", int(content.heads[at]), length, bool(content.chained[at])))
+                length = min(int(content.lengths[at]), MOST_FOLDER)
+                found.append(Folder(path + "/", int(content.heads[at]), length, bool(content.chained[at])))
         return found
 
     def _take_tables(self, rows: Bytes) -> None:
         """The allocation bitmaps and the up-case table, which the root folder names (sections 7.1 and 7.2)."""
-        for kind, name in ((_BITMAP, "<allocation bitmap>"), (_UPCASE, "<up-case table>")):
+        for kind, name in ((BITMAP, "<allocation bitmap>"), (UPCASE, "<up-case table>")):
             tables = rows[np.flatnonzero(rows[:, 0] == kind)[:4]].copy()
-            tables[:, 1] = _ALLOCATED
-            if self._hit(self._content(tables)).any():
+            tables[:, 1] = ALLOCATED
+            if self._hit(self.content(tables)).any():
                 self._paths.add(name)
 
-    def _read(self, folder: _Folder) -> Bytes:
+    def read(self, folder: Folder) -> Bytes:
         """The entries of a folder, up to the one that says that none follow; one that is lost cannot say so."""
         layout, left = self._layout, folder.length
         pieces: Iterator[tuple[int, int]] = iter([self._piece(folder.head, folder.length)])
@@ -191,18 +211,18 @@ class Tree:
 
     # ------------------------------------------------------------------ content
 
-    def _content(self, streams: Bytes) -> _Content:
+    def content(self, streams: Bytes) -> Content:
         """Of stream extension entries; the entries of the tables have the same fields there (section 6.3)."""
         heads = np.ascontiguousarray(streams[:, 20:24]).view("<u4")[:, 0].astype(np.int64)
         stated = np.ascontiguousarray(streams[:, 24:32]).view("<u8")[:, 0]
         layout = self._layout
         most = layout.clusters * layout.cluster
         lengths = np.minimum(stated, np.uint64(most)).astype(np.int64)
-        somewhere = (streams[:, 1] & _ALLOCATED != 0) & (heads >= 2) & (heads < layout.clusters + 2)
+        somewhere = (streams[:, 1] & ALLOCATED != 0) & (heads >= 2) & (heads < layout.clusters + 2)
         heads, lengths = np.where(somewhere, heads, 0), np.where(somewhere, lengths, 0)
-        return _Content(heads, lengths, (streams[:, 1] & _NO_FAT_CHAIN == 0) & (lengths > layout.cluster))
+        return Content(heads, lengths, (streams[:, 1] & NO_FAT_CHAIN == 0) & (lengths > layout.cluster))
 
-    def _hit(self, content: _Content) -> NDArray[np.bool_]:
+    def _hit(self, content: Content) -> NDArray[np.bool_]:
         starts = self._layout.heap + (content.heads - 2) * self._layout.cluster
         hit = self._ranges.touch(starts, starts + content.lengths) & ~content.chained
         chained = np.flatnonzero(content.chained)
@@ -240,20 +260,20 @@ def _with_lost_entries(layout: Layout, ranges: Ranges) -> Ranges:
     return Ranges(starts[np.append(True, apart)], ends[np.append(apart, True)])
 
 
-def _entry_sets(rows: Bytes) -> NDArray[np.intp]:
+def entry_sets(rows: Bytes) -> NDArray[np.intp]:
     """The file entries that are followed by a stream extension and as many names as that needs (section 7.4)."""
-    sets = np.flatnonzero(rows[:-2, 0] == _FILE) if len(rows) > 2 else np.zeros(0, np.intp)
+    sets = np.flatnonzero(rows[:-2, 0] == FILE) if len(rows) > 2 else np.zeros(0, np.intp)
     names = -(-rows[sets + 1, 3].astype(np.int64) // _CHARACTERS)
-    sound = (rows[sets + 1, 0] == _STREAM) & np.isin(rows[sets + 2, 0], (_NAME, _NOT_IN_USE))
+    sound = (rows[sets + 1, 0] == STREAM) & np.isin(rows[sets + 2, 0], (NAME, _NOT_IN_USE))
     sound &= (names > 0) & (names < rows[sets, 1]) & (sets + 1 + names < len(rows))
     found: NDArray[np.intp] = sets[sound]
     return found
 
 
-def _name(rows: Bytes, at: int) -> str:
+def name_of(rows: Bytes, at: int) -> str:
     """The name of an entry set; where an entry of it is lost, question marks for its characters."""
     length = int(rows[at + 1, 3])
     found = bytearray()
     for entry in rows[at + 2 : at + 2 - (-length // _CHARACTERS)]:
-        found += entry[2:].tobytes() if entry[0] == _NAME else "?".encode("utf-16-le") * _CHARACTERS
+        found += entry[2:].tobytes() if entry[0] == NAME else "?".encode("utf-16-le") * _CHARACTERS
     return found[: 2 * length].decode("utf-16-le", "surrogatepass").replace("\0", "\\x00").replace("/", "\\x2f")

@@ -36,11 +36,12 @@ from numpy.typing import NDArray
 from ferrotype.block import Source, read, read_exactly, read_exactly_into
 from ferrotype.errors import InvalidImage
 from ferrotype.extents import BitmapRuns, ExtentMap, Offsets, State
-from ferrotype.filesystems import Facts
+from ferrotype.filesystems import Claims, Facts
 from ferrotype.filesystems.ext_bitmaps import bytes_of, fill_behind, in_rows, ones, paint
 from ferrotype.filesystems.ext_checksums import CRC32C, LARGE, Bytes, Checksums, crc, row
 from ferrotype.filesystems.ext_files import files_at
-from ferrotype.filesystems.ext_groups import Descriptors
+from ferrotype.filesystems.ext_groups import Descriptors, read_table
+from ferrotype.filesystems.ext_inodes import walk
 from ferrotype.filesystems.ext_records import (
     BLOCK_UNINIT,
     ERROR_FS,
@@ -56,7 +57,7 @@ from ferrotype.filesystems.ext_records import (
     kind_of,
     refuse_unknown,
 )
-from ferrotype.filesystems.remains import Ranges
+from ferrotype.filesystems.remains import NOWHERE, Intact, Ranges
 from ferrotype.units import MiB
 
 __all__ = ["Ext", "open", "probe"]
@@ -104,6 +105,27 @@ class Ext:
     def files_at(self, starts: Offsets, ends: Offsets, /) -> tuple[str, ...]:
         """See ``ext_files``.  An inode stands as ``<inode 12>``, one of the file system's own as ``<journal>``."""
         return files_at(self._source, self._descriptors, Ranges(starts, ends), clean=self._facts.unclean is None)
+
+    def claims(self) -> Iterator[Claims]:
+        """See FileSystem.  What the superblock and the descriptors place, and the blocks of every inode with links.
+
+        An inode's checksum has to be right where there are checksums, and each group has to hold as many inodes in
+        use as its descriptor knows of.  All of the tables is read that was ever written.
+        """
+        size, end = self._geo.block_size, self._geo.blocks * self._geo.block_size
+        starts, ends = self._metadata(self._read_groups())
+        yield Claims(starts * size, ends * size)
+        mmp = self._sb.s_mmp_block if self._sb.s_feature_incompat & Incompat.MMP else 0
+        if mmp >= self._geo.blocks:
+            raise InvalidImage("the block for multiple mount protection lies outside", field="s_mmp_block")
+        fixed = np.array([[0, SUPERBLOCK + Superblock.SIZE], [mmp * size, (mmp + 1) * size]], np.int64)
+        yield Claims(fixed[:, 0], fixed[:, 1])
+        remains = Intact(self._source)
+        table = read_table(self._descriptors, NOWHERE, remains)
+        if not table.sound.all() or table.stale.any():
+            raise InvalidImage("group descriptors contradict their checksums or each other")
+        for walked in walk(self._descriptors, table, remains):
+            yield Claims(walked.firsts * size, np.minimum(walked.ends * size, end), walked.inodes)
 
     def allocation(self) -> ExtentMap:
         """FREE where bitmaps that prove themselves say so, to the block or cluster, up to the file system's end.

@@ -22,18 +22,21 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ferrotype.errors import InvalidImage
 from ferrotype.filesystems.ext_checksums import CRC32C, Bytes, crc
 from ferrotype.filesystems.ext_groups import Descriptors, Table, read_rows
 from ferrotype.filesystems.ext_records import Blocks, Incompat, RoCompat
-from ferrotype.filesystems.remains import Ranges, Remains
+from ferrotype.filesystems.remains import NOWHERE, Intact, Ranges, Remains
 from ferrotype.units import MiB
 
-__all__ = ["MOST_NODES", "Found", "Numbers", "in_lost_slots", "inode_places", "search"]
+__all__ = ["MOST_NODES", "Found", "Numbers", "Walked", "in_lost_slots", "inode_places", "search", "walk"]
 
 Flags = NDArray[np.bool_]
 
 _BAD_BLOCKS: Final = 1  # its inode has no mode and no links
 _FOLDER, _REGULAR, _SYMLINK = 4, 8, 10  # i_mode, upper four bits
+_KINDS: Final = (1, 2, _FOLDER, 6, _REGULAR, _SYMLINK, 12)  # with pipes, devices and sockets
+_FIRST_INODE: Final = 11  # of revision 0; those below are reserved
 _EXTENTS, _INLINE = 0x80000, 0x10000000  # i_flags
 _MAGIC: Final = 0xF30A  # eh_magic
 _MOST_DEPTH: Final = 5  # eh_depth
@@ -96,6 +99,39 @@ def search(descriptors: Descriptors, table: Table, ranges: Ranges, remains: Rema
     content.follow()
     runs = np.concatenate([np.zeros((0, 3), np.int64), *content.runs])
     return Found(_unique(content.hit), _unique(content.folders), runs, _unique(content.inline), content.whole)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Walked:
+    """Some of the blocks that inodes in use occupy, firsts[i] up to ends[i], and how many inodes were looked at."""
+
+    firsts: Blocks
+    ends: Blocks
+    inodes: int
+
+
+def walk(descriptors: Descriptors, table: Table, remains: Intact) -> Iterator[Walked]:
+    """The blocks of every inode in use, its trees and attributes among them; neither kind of bitmap is looked at.
+
+    Raises InvalidImage for whatever cannot be followed: an inode, an extent or a node that makes no sense, another
+    number of inodes than a group's descriptor knows of, and with checksums an inode that contradicts its own.
+    """
+    sb = descriptors.sb
+    content = _Content(descriptors, NOWHERE, remains, strict=True)
+    in_use = np.zeros(descriptors.geo.groups, np.int64)
+    for numbers, raw in _inodes(descriptors, table, NOWHERE, remains, clean=False):
+        used = numbers[content.look_strictly(numbers, raw)]
+        np.add.at(in_use, (used - 1) // sb.s_inodes_per_group, 1)
+        yield content.taken(len(used))
+    content.follow()
+    yield content.taken(0)
+    wrong = sb.s_inodes_per_group - in_use != table.free_inodes
+    if wrong.any():
+        group = int(wrong.argmax())
+        raise InvalidImage(
+            f"the inode table of group {group} holds {in_use[group]} inodes in use,"
+            f" its descriptor knows of {sb.s_inodes_per_group - table.free_inodes[group]}"
+        )
 
 
 def _unique(parts: list[Blocks]) -> Blocks:
@@ -179,9 +215,14 @@ def _busy(
 
 
 class _Content:
-    """Takes what inodes occupy, and keeps which of them are hit and where folders lie."""
+    """Takes what inodes occupy, and keeps which of them are hit and where folders lie.
 
-    def __init__(self, descriptors: Descriptors, ranges: Ranges, remains: Remains) -> None:
+    A ``strict`` one keeps the blocks themselves, and raises InvalidImage for what another leaves out.
+    """
+
+    def __init__(self, descriptors: Descriptors, ranges: Ranges, remains: Remains, *, strict: bool = False) -> None:
+        self._strict = strict
+        self._taken: list[tuple[Blocks, Blocks]] = []
         self._descriptors, self._ranges, self._remains = descriptors, ranges, remains
         self._size = descriptors.geo.block_size
         size = descriptors.inode_size
@@ -214,6 +255,35 @@ class _Content:
         if self._waiting > _MANY_NODES:
             self.follow()
 
+    def look_strictly(self, numbers: Blocks, raw: Bytes) -> Flags:
+        """Take a window of inodes; which of them are in use: those with links, and the reserved ones."""
+        inodes = np.ascontiguousarray(raw).view(self._dtype).reshape(-1)
+        reserved = numbers < (self._descriptors.sb.s_first_ino if self._descriptors.sb.s_rev_level else _FIRST_INODE)
+        used: Flags = (inodes["i_links_count"] != 0) | reserved
+        some = np.flatnonzero(used & ((inodes["i_links_count"] != 0) | (inodes["i_block"] != np.void(60))))
+        kind = inodes["i_mode"][some] >> 12
+        self._object(numbers[some], ~reserved[some] & ~np.isin(kind, _KINDS), "it is of no kind that inodes are of")
+        if self._descriptors.sb.s_feature_ro_compat & RoCompat.METADATA_CSUM:
+            checked = some[inodes["i_links_count"][some] != 0]
+            self._object(numbers[checked], self._contradict(numbers[checked], raw[checked]), "its checksum is wrong")
+        self._take_inodes(numbers[some], inodes[some])
+        if self._waiting > _MANY_NODES:
+            self.follow()
+        return used
+
+    def taken(self, inodes: int) -> Walked:
+        """What a strict one took since it was last asked."""
+        nothing = np.zeros(0, np.int64)
+        columns = zip((nothing, nothing), *self._taken, strict=True)
+        firsts, ends = (np.concatenate(column) for column in columns)
+        self._taken, self.folders, self.inline = [], [], []
+        return Walked(firsts, ends, inodes)
+
+    def _object(self, numbers: Blocks, wrong: Flags, why: str) -> None:
+        """What a strict one does not leave out in silence."""
+        if self._strict and wrong.any():
+            raise InvalidImage(f"inode {int(numbers[wrong.argmax()])} cannot be followed: {why}")
+
     def _take_inodes(self, numbers: Blocks, inodes: NDArray[Any]) -> None:
         kind, flags = inodes["i_mode"] >> 12, inodes["i_flags"]
         folder, inline, extents = kind == _FOLDER, flags & _INLINE != 0, flags & _EXTENTS != 0
@@ -222,9 +292,11 @@ class _Content:
         acl = inodes["i_file_acl_lo"].astype(np.int64)
         if self._descriptors.sb.s_feature_incompat & Incompat.BIT64:
             acl |= inodes["i_file_acl_high"].astype(np.int64) << 32
-        self._take(numbers, np.zeros(len(numbers), np.bool_), acl, acl + 1)
+        some = acl != 0
+        self._take(numbers[some], np.zeros(int(some.sum()), np.bool_), acl[some], acl[some] + 1)
         short = (kind == _SYMLINK) & ~extents & (inodes["i_size_lo"] < 60)
         mapped = np.isin(kind, (_FOLDER, _REGULAR, _SYMLINK)) & ~inline & ~short | (numbers == _BAD_BLOCKS)
+        mapped |= (kind == 0) & self._strict  # a reserved inode's, or it was objected to
         content = np.ascontiguousarray(inodes["i_block"]).view(np.uint8).reshape(-1, 60)
         for some, take in ((mapped & extents, self._take_extents), (mapped & ~extents, self._take_map)):
             take(numbers[some], folder[some], content[some])
@@ -258,6 +330,10 @@ class _Content:
     def _take(self, numbers: Blocks, folder: Flags, first: Blocks, end: Blocks) -> None:
         """Blocks of files and folders; those that the file system cannot have are left out."""
         sound = (first > 0) & (first < end) & (end <= self._descriptors.geo.blocks)
+        if self._strict:
+            self._object(numbers, ~sound, "it has blocks that the file system does not have")
+            self._taken.append((first, end))
+            return
         hit = sound & self._ranges.touch(first * self._size, end * self._size)
         self.hit.append(np.unique(numbers[hit]))
         listed = np.flatnonzero(folder & sound)[: self._runs_left]
@@ -271,6 +347,7 @@ class _Content:
         depth = header[:, 3].astype(np.int64)
         sound = (header[:, 0] == _MAGIC) & (header[:, 1] <= room)
         sound &= depth <= _MOST_DEPTH if level < 0 else depth == level
+        self._object(numbers, ~sound, "its tree of extents is damaged")
         body = np.ascontiguousarray(nodes[:, 12 : 12 + room * 12]).view("<u4").reshape(-1, room, 3)
         row, column = np.nonzero((np.arange(room) < header[:, 1:2]) & sound[:, np.newaxis])
         entry = body[row, column].astype(np.int64)
@@ -299,7 +376,11 @@ class _Content:
 
     def _wait(self, numbers: Blocks, folder: Flags, blocks: Blocks, level: Blocks) -> None:
         nodes = np.column_stack([numbers, folder, blocks, level])
-        nodes = nodes[(blocks > 0) & (blocks < self._descriptors.geo.blocks)][: max(self._left - self._waiting, 0)]
+        sound = (blocks > 0) & (blocks < self._descriptors.geo.blocks)
+        self._object(numbers, ~sound, "a node of its tree stands outside the file system")
+        room = max(self._left - self._waiting, 0)
+        self._object(numbers, np.arange(len(numbers)) >= room, "the file system has more trees than can be believed")
+        nodes = nodes[sound][:room]
         self._nodes.append(nodes)
         self._waiting += len(nodes)
 
@@ -309,6 +390,8 @@ class _Content:
             nodes = np.concatenate(self._nodes)
             self._nodes, self._waiting = [], 0
             own = nodes[:, 2] * self._size
+            if self._strict:
+                self._taken.append((nodes[:, 2], nodes[:, 2] + 1))
             self.hit.append(np.unique(nodes[self._ranges.touch(own, own + self._size), 0]))
             nodes = nodes[np.unique(nodes[:, 2] << 5 | nodes[:, 3], return_index=True)[1]]
             self._left -= len(nodes)

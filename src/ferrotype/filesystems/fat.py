@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from ferrotype.block import Source, read, read_exactly
 from ferrotype.errors import DeviceError, FormatError, InvalidImage, UnsupportedError
 from ferrotype.extents import BitmapRuns, ExtentMap, Offsets, State
-from ferrotype.filesystems import Facts
+from ferrotype.filesystems import Claims, Facts
+from ferrotype.filesystems.fat_claims import claims
 from ferrotype.filesystems.fat_files import Tree
 from ferrotype.filesystems.fat_records import (
     ATTR_DIRECTORY,
@@ -40,7 +41,7 @@ from ferrotype.filesystems.fat_records import (
     layout_of,
     sectors_of,
 )
-from ferrotype.filesystems.remains import Ranges
+from ferrotype.filesystems.remains import Intact, Ranges, Remains
 from ferrotype.units import KiB, MiB
 
 __all__ = ["Fat", "format_serial", "free_runs", "open", "probe"]
@@ -297,8 +298,13 @@ class Fat:
 
         A chain that no folder leads to stands as ``<cluster 12>``, by its first cluster.
         """
+        ranges, tables = Ranges(starts, ends), [self._table_at(table) for table in self._tables]
+        return Tree(Remains(self._source, ranges), self._layout, tables, self._root_cluster, ranges).files()
+
+    def claims(self) -> Iterator[Claims]:
+        """See FileSystem, and ``fat_claims``."""
         tables = [self._table_at(table) for table in self._tables]
-        return Tree(self._source, self._layout, tables, self._root_cluster, Ranges(starts, ends)).files()
+        return claims(Intact(self._source), self._layout, tables, self._root_cluster)
 
 
 def probe(source: Source, /) -> bool:

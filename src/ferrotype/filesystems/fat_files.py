@@ -19,12 +19,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ferrotype.block import Source
 from ferrotype.filesystems.chains import Chains
 from ferrotype.filesystems.fat_records import (
     ATTR_DIRECTORY,
@@ -34,19 +33,30 @@ from ferrotype.filesystems.fat_records import (
     Layout,
     entries_of,
 )
-from ferrotype.filesystems.remains import Paths, Ranges, Remains, printable
+from ferrotype.filesystems.remains import NOWHERE, Paths, Ranges, Remains, printable
 from ferrotype.units import GiB, MiB
 
-__all__ = ["Tree"]
+__all__ = [
+    "DELETED",
+    "DOT",
+    "ENTRY",
+    "MOST_FOLDER",
+    "MOST_FOLDERS",
+    "MOST_READ",
+    "Folder",
+    "Tree",
+    "heads_of",
+    "name_of",
+]
 
 _WINDOW: Final = 3 * MiB  # bytes of a FAT looked at in one go; whole entries of all three widths
-_MOST_FOLDER: Final = 2 * MiB  # bytes; a folder holds at most 65536 entries
-_MOST_FOLDERS: Final = 1 << 20
-_MOST_READ: Final = GiB  # bytes of all folders together: 32 million entries
+MOST_FOLDER: Final = 2 * MiB  # bytes; a folder holds at most 65536 entries
+MOST_FOLDERS: Final = 1 << 20
+MOST_READ: Final = GiB  # bytes of all folders together: 32 million entries
 
-_ENTRY: Final = 32  # bytes
-_DELETED: Final = 0xE5
-_DOT: Final = b".          "
+ENTRY: Final = 32  # bytes
+DELETED: Final = 0xE5
+DOT: Final = b".          "
 _LAST_PART: Final = 0x40  # in the order of a long name's part
 _MOST_PARTS: Final = 20  # of 13 characters: 255 and the end
 _LOWER_BASE, _LOWER_EXTENSION = 0x08, 0x10  # DIR_NTRes: Windows stores the case of a short name there
@@ -57,7 +67,7 @@ _LEGAL[list(b'"*+,./:;<=>?[\\]|\x7f')] = False
 
 
 @dataclass(frozen=True, slots=True)
-class _Folder:
+class Folder:
     path: str  # with a slash at its end; empty for the root
     head: int  # first cluster; 0: the root of FAT12 and FAT16
 
@@ -65,10 +75,12 @@ class _Folder:
 class Tree:
     """The folders of a volume, searched once for what the ranges touch."""
 
-    def __init__(self, source: Source, layout: Layout, tables: list[int], root_cluster: int, ranges: Ranges) -> None:
+    def __init__(
+        self, remains: Remains, layout: Layout, tables: list[int], root_cluster: int, ranges: Ranges = NOWHERE
+    ) -> None:
         """``tables`` are the offsets of the FATs in use; what one of them cannot tell is asked of the next."""
         self._layout, self._ranges, self._root_cluster = layout, ranges, root_cluster
-        self._remains = Remains(source, ranges)
+        self._remains = remains
         self._chains = Chains.of(
             self._windows(tables),
             layout.data_start,
@@ -78,20 +90,24 @@ class Tree:
         )
         self._touched = self._chains.touched(ranges)
         self._owned = np.zeros(len(self._touched), bool)  # runs that a folder leads to
-        self._left = _MOST_READ
+        self._left = MOST_READ
         self._paths = Paths()
+
+    @property
+    def chains(self) -> Chains:
+        return self._chains
 
     def files(self) -> tuple[str, ...]:
         """The answer of ``FileSystem.files_at``."""
         self._structures()
-        seen, waiting = {self._root_cluster}, deque([_Folder("", self._root_cluster)])
+        seen, waiting = {self._root_cluster}, deque([Folder("", self._root_cluster)])
         while waiting and not self._paths.full:
             folder = waiting.popleft()
             for path, head in self._search(folder):
                 if head not in seen:
                     seen.add(head)
-                    waiting.append(_Folder(path + "/", head))
-            if self._left < 0 or len(seen) > _MOST_FOLDERS:
+                    waiting.append(Folder(path + "/", head))
+            if self._left < 0 or len(seen) > MOST_FOLDERS:
                 self._paths.stop()
         if not self._paths.full:
             self._ownerless()
@@ -136,40 +152,38 @@ class Tree:
 
     # ------------------------------------------------------------------ folders
 
-    def _search(self, folder: _Folder) -> Iterator[tuple[str, int]]:
+    def _search(self, folder: Folder) -> Iterator[tuple[str, int]]:
         """Take the names of what is touched in one folder; paths and first clusters of the folders in it."""
-        data = self._read(folder)
-        rows = np.frombuffer(data, np.uint8, len(data) // _ENTRY * _ENTRY).reshape(-1, _ENTRY)
-        if folder.path and len(rows) and rows[0, 0] != _DELETED and data[: len(_DOT)] != _DOT:
+        data = self.read(folder)
+        rows = np.frombuffer(data, np.uint8, len(data) // ENTRY * ENTRY).reshape(-1, ENTRY)
+        if folder.path and len(rows) and rows[0, 0] != DELETED and data[: len(DOT)] != DOT:
             return  # a folder begins with an entry of itself: this cluster holds something else
         entries = np.frombuffer(data, DIRECTORY_ENTRY, len(rows))
         wanted = np.flatnonzero(_named(rows))
-        heads = entries["DIR_FstClusLO"][wanted].astype(np.int64)
-        if self._layout.bits == 32:
-            heads |= (entries["DIR_FstClusHI"][wanted].astype(np.int64) & 0x0FFF) << 16
+        heads = heads_of(entries[wanted], self._layout.bits)
         folders = entries["DIR_Attr"][wanted] & ATTR_DIRECTORY != 0
         hit = self._chains.touched_from(heads, self._touched, self._ranges)
         self._own(heads)
         for at in np.flatnonzero(hit | folders).tolist():
-            path = folder.path + printable(_name(data, int(wanted[at])))
+            path = folder.path + printable(name_of(data, int(wanted[at])))
             if hit[at]:
                 self._paths.add(path)
             if folders[at] and heads[at] >= 2:
                 yield path, int(heads[at])
 
-    def _read(self, folder: _Folder) -> bytes:
+    def read(self, folder: Folder) -> bytes:
         """The entries of a folder, up to the one that says that none follow."""
         if folder.head == 0:
             pieces = iter([(self._layout.root_start, self._layout.root_start + self._layout.root_size)])
         else:
-            pieces = self._chains.pieces(folder.head, max(_MOST_FOLDER // self._layout.cluster, 1))
+            pieces = self._chains.pieces(folder.head, max(MOST_FOLDER // self._layout.cluster, 1))
         found = bytearray()
         for start, end in pieces:
-            piece = self._remains.read(start, end - start, fill=_DELETED)
+            piece = self._remains.read(start, end - start, fill=DELETED)
             self._left -= len(piece)
-            ends = np.flatnonzero(np.frombuffer(piece, np.uint8)[::_ENTRY] == 0)
+            ends = np.flatnonzero(np.frombuffer(piece, np.uint8)[::ENTRY] == 0)
             if len(ends):
-                found += piece[: int(ends[0]) * _ENTRY]
+                found += piece[: int(ends[0]) * ENTRY]
                 break
             found += piece
         return bytes(found)
@@ -187,31 +201,37 @@ class Tree:
             self._paths.add(f"<cluster {cluster}>")
 
 
+def heads_of(entries: NDArray[Any], bits: int) -> NDArray[np.int64]:
+    """The first clusters of entries."""
+    heads: NDArray[np.int64] = entries["DIR_FstClusLO"].astype(np.int64)
+    return heads | (entries["DIR_FstClusHI"].astype(np.int64) & 0x0FFF) << 16 if bits == 32 else heads
+
+
 def _named(rows: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Which entries stand for files and folders: not deleted, no part of a long name, no label, no dot entries."""
     first, attributes = rows[:, 0], rows[:, 11]
     legal: NDArray[np.bool_] = _LEGAL[rows[:, 1:11]].all(axis=1) & (_LEGAL[first] | (first == 5))
     kind = attributes & (ATTR_VOLUME_ID | 0xC0) == 0  # labels and parts of long names have the first bit
-    named: NDArray[np.bool_] = legal & kind & (first != _DELETED) & (first != 0x20)
+    named: NDArray[np.bool_] = legal & kind & (first != DELETED) & (first != 0x20)
     return named
 
 
-def _name(data: bytes, at: int) -> str:
+def name_of(data: bytes, at: int) -> str:
     """The name of entry ``at``: the long one in front of it if that is whole and its own, else the short one."""
-    short = data[at * _ENTRY : at * _ENTRY + 11]
+    short = data[at * ENTRY : at * ENTRY + 11]
     checksum = 0
     for octet in short:
         checksum = ((checksum & 1) << 7 | checksum >> 1) + octet & 0xFF
     found = bytearray()
     for order in range(1, min(_MOST_PARTS, at) + 1):
-        part = data[(at - order) * _ENTRY : (at - order + 1) * _ENTRY]
+        part = data[(at - order) * ENTRY : (at - order + 1) * ENTRY]
         if part[11] & 0x3F != ATTR_LONG_NAME or part[13] != checksum or part[0] & ~_LAST_PART != order:
             break
         found += part[1:11] + part[14:26] + part[28:32]
         if part[0] & _LAST_PART:
             name = found.decode("utf-16-le", "surrogatepass").split("\0")[0]
-            return name or _short(short, data[at * _ENTRY + 12])
-    return _short(short, data[at * _ENTRY + 12])
+            return name or _short(short, data[at * ENTRY + 12])
+    return _short(short, data[at * ENTRY + 12])
 
 
 def _short(name: bytes, case: int) -> str:

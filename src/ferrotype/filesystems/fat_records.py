@@ -64,9 +64,9 @@ class Extended32(Record):
 
 DIRECTORY_ENTRY: Final = np.dtype(  # "FAT Directory Structure"
     {
-        "names": ["DIR_Name", "DIR_Attr", "DIR_FstClusHI", "DIR_FstClusLO"],
-        "formats": ["V11", "u1", "<u2", "<u2"],
-        "offsets": [0, 11, 20, 26],
+        "names": ["DIR_Name", "DIR_Attr", "DIR_FstClusHI", "DIR_FstClusLO", "DIR_FileSize"],
+        "formats": ["V11", "u1", "<u2", "<u2", "<u4"],
+        "offsets": [0, 11, 20, 26, 28],
         "itemsize": 32,
     }
 )

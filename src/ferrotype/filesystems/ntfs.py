@@ -24,7 +24,8 @@ import numpy as np
 from ferrotype.block import Source, read, read_exactly
 from ferrotype.errors import DeviceError, InvalidImage, UnsupportedError
 from ferrotype.extents import BitmapRuns, ExtentMap, Offsets, State, merge
-from ferrotype.filesystems import Facts
+from ferrotype.filesystems import Claims, Facts
+from ferrotype.filesystems.ntfs_claims import claims
 from ferrotype.filesystems.ntfs_files import files_at
 from ferrotype.filesystems.ntfs_mft import MAX_RECORD, OEM_ID, Content, Geometry, MasterFileTable
 from ferrotype.filesystems.ntfs_records import (
@@ -143,6 +144,10 @@ class Ntfs:
         records of $MFT cannot be read, the folders tell whose they were.
         """
         return files_at(self._source, self._geometry, self._mft, Ranges(starts, ends))
+
+    def claims(self) -> Iterator[Claims]:
+        """See FileSystem, and ``ntfs_claims``."""
+        return claims(self._source, self._geometry, self._mft)
 
     def _free(self, starts: Offsets, ends: Offsets) -> ExtentMap:
         unit = self._geometry.cluster_size

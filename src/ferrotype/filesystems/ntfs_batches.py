@@ -28,7 +28,7 @@ from ferrotype.filesystems.ntfs_records import (
     ResidentForm,
 )
 
-__all__ = ["Attributes", "Bytes", "Runs", "attributes", "entries", "fix_up", "number_at", "runs"]
+__all__ = ["Attributes", "Bytes", "Flags", "Places", "Runs", "attributes", "entries", "fix_up", "number_at", "runs"]
 
 Bytes = NDArray[np.uint8]
 Flags = NDArray[np.bool_]
@@ -63,6 +63,7 @@ class Runs:
     owner: Places
     lcn: Places
     length: Places
+    described: Places  # of each attribute: clusters of its runs and holes, up to where they make no sense
 
 
 def number_at(flat: Bytes, at: Places, width: int) -> Places:
@@ -120,6 +121,7 @@ def runs(flat: Bytes, of: Attributes, clusters: int) -> Runs:
     places = number_at(flat, of.at + 32, 2)  # mapping_pairs_offset
     at, stop = of.at + places, of.end
     owner, lcn = np.arange(len(at)), np.zeros(len(at), np.int64)
+    described = np.zeros(len(at), np.int64)
     found: list[tuple[Places, Places, Places]] = []
     going = (places >= AttributeRecordHeader.SIZE + NonresidentForm.SIZE) & (at < stop)
     while going.any():
@@ -131,6 +133,7 @@ def runs(flat: Bytes, of: Attributes, clusters: int) -> Runs:
         length = _signed(flat, at + 1, low)
         lcn = lcn + _signed(flat, at + 1 + low, high)
         inside = (length > 0) & ((high == 0) | (lcn >= 0) & (length <= clusters) & (lcn <= clusters - length))
+        described[owner[inside]] += length[inside]
         kept = inside & (high > 0)
         found.append((owner[kept], lcn[kept], length[kept]))
         at = at + 1 + low + high
@@ -138,7 +141,7 @@ def runs(flat: Bytes, of: Attributes, clusters: int) -> Runs:
     columns = [np.concatenate([np.zeros(0, np.int64), *column]) for column in zip(*found, strict=True)]
     whose, first, length = columns or [np.zeros(0, np.int64)] * 3
     order = np.argsort(whose, kind="stable")
-    return Runs(whose[order], first[order], length[order])
+    return Runs(whose[order], first[order], length[order], described)
 
 
 def _signed(flat: Bytes, at: Places, width: Places) -> Places:

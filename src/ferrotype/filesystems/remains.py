@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferrotype.block import Source
-from ferrotype.errors import DeviceError, FormatError, IntegrityError, StoreError
+from ferrotype.errors import DeviceError, FormatError, IntegrityError, InvalidImage, StoreError
 from ferrotype.extents import Offsets, State
 from ferrotype.units import KiB, MiB
 
-__all__ = ["UNREADABLE", "Paths", "Ranges", "Remains", "printable"]
+__all__ = ["NOWHERE", "UNREADABLE", "Intact", "Paths", "Ranges", "Remains", "printable"]
 
 UNREADABLE: Final = (DeviceError, FormatError, IntegrityError, StoreError)  # what reading a damaged volume may raise
 
@@ -52,6 +52,9 @@ class Ranges:
     def touches(self, start: int, end: int) -> bool:
         """Whether one run of bytes shares a byte with a range."""
         return bool(self.touch(np.array([start], np.int64), np.array([end], np.int64))[0])
+
+
+NOWHERE: Final = Ranges(np.zeros(0, np.int64), np.zeros(0, np.int64))
 
 
 class Remains:
@@ -121,6 +124,22 @@ class Remains:
         middle = max(len(view) // 2 // _GRAIN, 1) * _GRAIN
         self._fill(offset, view[:middle], blank, known=False)
         self._fill(offset + middle, view[middle:], blank, known=False)
+
+
+class Intact(Remains):
+    """A source of which nothing may be missing: the first failure is raised, and what would lie outside is damage."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source, NOWHERE)
+
+    def read(self, offset: int, length: int, fill: int = 0) -> bytearray:  # noqa: ARG002
+        """Exactly these bytes.  Raises InvalidImage where they do not lie on the volume, and what reading raises."""
+        if offset < 0 or offset + length > self._source.size:
+            raise InvalidImage("the file system uses bytes that lie outside its volume", offset=offset)
+        out = bytearray(length)
+        if length:
+            self._source.read_into(offset, memoryview(out))
+        return out
 
 
 def printable(name: str) -> str:

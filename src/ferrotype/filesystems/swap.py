@@ -17,6 +17,7 @@ as in kernel/power/swap.c.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
 from typing import Annotated, Final
 
 import numpy as np
@@ -24,7 +25,7 @@ import numpy as np
 from ferrotype.block import Source, read, read_exactly
 from ferrotype.errors import DeviceError, FormatError, InvalidImage
 from ferrotype.extents import BitmapRuns, ExtentMap, Offsets, State
-from ferrotype.filesystems import Facts
+from ferrotype.filesystems import Claims, Facts
 from ferrotype.records import Record, b16, record, u32
 from ferrotype.units import KiB
 
@@ -155,6 +156,10 @@ class Swap:
 
     def files_at(self, starts: Offsets, ends: Offsets, /) -> tuple[str, ...]:  # noqa: ARG002
         return ()
+
+    def claims(self) -> Iterator[Claims]:
+        """See FileSystem.  The header's page: what was swapped out is worth nothing once the machine is off."""
+        yield Claims(np.zeros(1, np.int64), np.array([self._page_size], np.int64))
 
 
 def _text(raw: bytes) -> str | None:
