@@ -26,12 +26,14 @@ _proofs = Proofs()
 _seen: set[tuple[str, int, int]] = set()  # images of fixtures that several tests share
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "unproven: its volumes are damaged by hand, or reads are counted")
     _proofs.install()
 
 
-def pytest_runtest_logstart(nodeid: str) -> None:
-    _proofs.wanted = not nodeid.startswith(UNPROVEN)
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    _proofs.wanted = not item.nodeid.startswith(UNPROVEN) and item.get_closest_marker("unproven") is None
 
 
 @pytest.hookimpl(wrapper=True)

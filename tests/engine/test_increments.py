@@ -151,6 +151,7 @@ def data_cells(surveyed: Survey, chunk_size: int) -> int:
     return total
 
 
+@pytest.mark.unproven
 @pytest.mark.parametrize("chunk_size", [4 * KiB, 64 * KiB, MiB])
 @pytest.mark.parametrize("all_sectors", [False, True])
 def test_every_cell_with_data_is_read_once(gpt512: Disk, chunk_size: int, all_sectors: bool) -> None:

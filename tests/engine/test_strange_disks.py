@@ -40,6 +40,12 @@ CHOSEN = [
 ]
 
 
+def _chosen(entry: dict[str, Any]) -> Any:
+    """A case for a test; the trees of what e2fsck is tested with are damaged, and their bitmaps are not."""
+    marks = [pytest.mark.unproven] if entry["id"].startswith("e2-f-") else []
+    return pytest.param(entry, id=entry["id"], marks=marks)
+
+
 @pytest.fixture(scope="module")
 def surveyed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     """All entries, surveyed by one process that forks for each."""
@@ -78,7 +84,7 @@ def test_surveys_find_something(surveyed: dict[str, Result]) -> None:
         assert sum(result.volumes > 1 for result in surveyed.values()) > 5
 
 
-@pytest.mark.parametrize("entry", CHOSEN, ids=[entry["id"] for entry in CHOSEN])
+@pytest.mark.parametrize("entry", [_chosen(entry) for entry in CHOSEN])
 def test_all_but_free_space_comes_back(entry: dict[str, Any], tmp_path: Path) -> None:
     path = unpack(entry, tmp_path)
     content = path.read_bytes()

@@ -16,6 +16,7 @@ from ferrotype.block.memory import MemoryDisk
 from ferrotype.errors import FormatError
 from ferrotype.filesystems import exfat
 from ferrotype.units import MiB
+from tests.filesystems.claimed import check_claims
 from tests.filesystems.test_exfat import ENTRIES, make
 from tests.filesystems.test_ext_files import Damaged, Ranges
 from tests.filesystems.test_fat import OnFile
@@ -278,3 +279,24 @@ def test_corpus(entry: dict[str, Any], tmp_path: Path) -> None:
     except FormatError:
         return
     assert "<root folder>" in ask(fs, [(0, source.size)])
+
+
+# ---------------------------------------------------------------------- the second opinion
+
+
+def test_claims_are_where_the_content_is_found(truth: Truth) -> None:
+    """Found without the allocation bitmap."""
+    fs = exfat.open(MemoryDisk(truth.image))
+    files = check_claims(fs, len(truth.image), (s * 512 for sectors in truth.sectors.values() for s in sectors))
+    assert files == len(truth.sectors) - 1  # the root folder has no entry
+
+
+def test_entries_and_chains_that_are_damaged_are_not_passed_over(truth: Truth) -> None:
+    rows = np.frombuffer(truth.image, np.uint8)
+    rows = rows[: len(rows) // 32 * 32].reshape(-1, 32)
+    streams = np.flatnonzero((rows[:-1, 0] == 0x85) & (rows[1:, 0] == 0xC0)) + 1
+    for what, octet, value in (("entries are damaged", 0, 0xC2), ("does not lie on the volume", 28, 0x77)):
+        image = bytearray(truth.image)
+        image[int(streams[-1]) * 32 + octet] = value
+        with pytest.raises(FormatError, match=what):
+            list(exfat.open(MemoryDisk(image)).claims())

@@ -16,8 +16,9 @@ import pytest
 
 from ferrotype.block.file import FileSource
 from ferrotype.block.memory import MemoryDisk
-from ferrotype.errors import FormatError, ReadError
+from ferrotype.errors import FormatError, InvalidImage, ReadError
 from ferrotype.filesystems import ext
+from tests.filesystems.claimed import check_claims
 from tests.machine import corpus, loop, mounted, run, unpack
 
 Ranges = list[tuple[int, int]]  # start, end; bytes
@@ -376,3 +377,43 @@ def test_corpus_malformed(tmp_path: Path) -> None:
             assert "<superblock>" in ask(fs, [(0, source.size)])
             asked += 1
     assert asked > len(MALFORMED) // 2 or not MALFORMED
+
+
+# ---------------------------------------------------------------------- the second opinion
+
+
+def test_claims_are_what_debugfs_says_is_in_use(truth: Truth) -> None:
+    """Found without the block bitmap: every block of every inode, and every structure that dumpe2fs lists."""
+    fs = ext.open(MemoryDisk(truth.image))
+    blocks = set().union(*truth.blocks.values(), *truth.structures.values())
+    files = check_claims(fs, len(truth.image), (block * truth.block for block in blocks))
+    assert files >= len(truth.paths)
+
+
+@pytest.mark.parametrize("name", ["ext4", "ext2"])
+def test_a_damaged_inode_in_use_is_not_passed_over(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    truth = made(name, tmp_path_factory.mktemp("ext"))
+    at = truth.slots[next(i for i, names in truth.paths.items() if "pieces" in names)][0]
+    image = bytearray(truth.image)
+    image[at + 40 : at + 100] = b"\xa7" * 60  # i_block
+    with pytest.raises(InvalidImage, match="cannot be followed"):
+        list(ext.open(MemoryDisk(image)).claims())
+
+
+@pytest.mark.parametrize("name", ["ext4", "ext2"])
+def test_a_lost_inode_table_is_not_passed_over(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    truth = made(name, tmp_path_factory.mktemp("ext"))
+    image = bytearray(truth.image)
+    start = truth.slots[next(i for i, names in truth.paths.items() if "pieces" in names)][0]
+    image[start : start + 128] = bytes(128)
+    with pytest.raises(InvalidImage, match="inodes in use"):
+        list(ext.open(MemoryDisk(image)).claims())
+
+
+def test_what_cannot_be_read_is_not_proven(tmp_path_factory: pytest.TempPathFactory) -> None:
+    truth = made("ext4", tmp_path_factory.mktemp("ext"))
+    disk = Damaged(truth.image)
+    fs = ext.open(disk)
+    disk.lost = [truth.slots[next(iter(truth.slots))]]
+    with pytest.raises(ReadError):
+        list(fs.claims())

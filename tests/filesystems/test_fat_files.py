@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ferrotype.errors import FormatError, ReadError
+from ferrotype.extents import State
 from ferrotype.filesystems import fat
 from ferrotype.units import KiB, MiB
+from tests.filesystems.claimed import check_claims
 from tests.filesystems.test_fat import make
 from tests.filesystems.torn import Range, Torn, at, garbled, some_ranges
 from tests.machine import corpus, run, unpack
@@ -234,3 +237,41 @@ def test_volumes_of_others(entry: dict[str, Any], tmp_path: Path) -> None:
             continue
         at(volume, *lost)
         at(volume, (0, len(data)))
+
+
+def test_claims_are_what_sleuthkit_says_is_in_use(made: Made) -> None:
+    """Found by following folders: every sector of every file, and the tables."""
+    volume = fat.open(Torn(made.data))
+    files = check_claims(
+        volume,
+        len(made.data),
+        (at for starts in made.sectors.values() for at in starts),
+        more=volume.facts.block_size,
+    )
+    assert files == len([path for path in made.sectors if not path.startswith("<")])
+
+
+@pytest.mark.parametrize("entry", [0, 1, 2])
+def test_chains_that_break_off_are_not_passed_over(made: Made, entry: int) -> None:
+    """A free cluster in the middle of a file is claimed; a chain that ends too early, or nowhere, is damage."""
+    whole = fat.open(Torn(made.data))
+    layout = whole._layout  # where an entry stands is the specification's business, not under test
+    cluster = (made.sectors["big one"][len(made.sectors["big one"]) // 2] - layout.data_start) // layout.cluster + 2
+    value = {0: 0, 1: (1 << layout.bits if layout.bits < 32 else 1 << 28) - 1, 2: layout.clusters + 2}[entry]
+    image = bytearray(made.data)
+    for table in range(layout.fats):
+        at = layout.fat_start + table * layout.fat_size
+        bit = cluster * layout.bits
+        word = int.from_bytes(image[at + bit // 8 : at + bit // 8 + 5], "little")
+        mask = (1 << layout.bits) - 1
+        word = word & ~(mask << bit % 8) | value << bit % 8
+        image[at + bit // 8 : at + bit // 8 + 5] = word.to_bytes(5, "little")
+    volume = fat.open(Torn(image))
+    found = np.zeros(len(image), bool)
+    with pytest.raises(FormatError, match="big one"):
+        for claims in volume.claims():
+            for start, end in zip(claims.starts.tolist(), claims.ends.tolist(), strict=True):
+                found[start:end] = True
+    if entry == 0:
+        starts, ends = volume.allocation().runs(State.FREE)
+        assert any(found[a:b].any() for a, b in zip(starts.tolist(), ends.tolist(), strict=True))

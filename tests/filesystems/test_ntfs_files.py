@@ -22,6 +22,7 @@ from ferrotype.filesystems.ntfs_records import Attribute, BootSector, fixed_up
 from ferrotype.filesystems.ntfs_table import Table
 from ferrotype.filesystems.remains import Ranges, Remains
 from ferrotype.units import GiB, KiB, MiB
+from tests.filesystems.claimed import check_claims
 from tests.filesystems.test_ntfs import Editor, aged, make
 from tests.filesystems.torn import Range, Torn, garbled, some_ranges
 from tests.filesystems.torn import at as names_at
@@ -375,3 +376,23 @@ def test_volumes_of_others(entry: dict[str, Any], tmp_path: Path) -> None:
             continue
         at(volume, *lost)
         at(volume, (0, len(data)))
+
+
+def test_claims_are_what_ntfscluster_says_is_in_use(made: Made) -> None:
+    """Found without $Bitmap: every cluster that belongs to an inode."""
+    clusters = len(made.data) // made.unit
+    sample = random.Random(7).sample(range(clusters), 80)
+    used = [c for c in sample if made.content(c * made.unit, (c + 1) * made.unit)]
+    volume = ntfs.open(Torn(made.data))
+    files = check_claims(volume, len(made.data), (cluster * made.unit for cluster in used))
+    assert files >= len(set(made.bases.values()))
+
+
+def test_a_record_that_is_lost_is_not_passed_over(made: Made) -> None:
+    number = next(n for n, path in made.paths.items() if path == "pieces")
+    for at, octets in ((0, b"BAAD"), (4, b"\xff\xff"), (20, b"\x08\x00")):
+        image = bytearray(made.data)
+        start = made.records[2 * number]
+        image[start + at : start + at + len(octets)] = octets
+        with pytest.raises(FormatError, match="record"):
+            list(ntfs.open(Torn(image)).claims())

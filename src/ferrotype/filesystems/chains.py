@@ -40,6 +40,7 @@ class Chains:
     following: NDArray[np.int32]
     bad: NDArray[np.bool_]  # runs that are marked as bad clusters
     ended: NDArray[np.bool_]  # runs behind which the table says that the chain ends
+    stray: NDArray[np.uint32]  # the cluster that a run leads to though it is free, 0 where there is none
     whole: bool  # whether all of the table was taken: it is in no more pieces than are looked at
 
     @classmethod
@@ -49,7 +50,11 @@ class Chains:
         marked = following == bad
         firsts, ends, following, owner = _cut(firsts, ends, following)
         at = _find(firsts, ends, following)
-        return cls(heap, size, clusters, firsts, ends, at.astype(np.int32), marked[owner], following > bad, whole)
+        astray = (at < 0) & (following >= 2) & (following < clusters + 2)
+        stray = np.where(astray, following, 0).astype(np.uint32)
+        return cls(
+            heap, size, clusters, firsts, ends, at.astype(np.int32), marked[owner], following > bad, stray, whole
+        )
 
     def find(self, clusters: Clusters) -> Clusters:
         """The run in which each cluster lies, -1 where it is free or not one of the volume."""
@@ -57,7 +62,9 @@ class Chains:
 
     def touched(self, ranges: Ranges) -> NDArray[np.bool_]:
         """For each run whether it, or any that comes after it in its chain, shares a byte with a range."""
-        hit = np.append(ranges.touch(self.at(self.firsts), self.at(self.ends)), False)
+        runs = np.arange(len(self.firsts))
+        hit = ranges.touch(self.at(self.firsts), self.at(self.ends)) | self._astray(runs, ranges)
+        hit = np.append(hit, False)
         end = len(self.firsts)
         jump = np.append(np.where(self.following < 0, end, self.following), end)
         for _ in range(max(end, 1).bit_length()):
@@ -80,7 +87,7 @@ class Chains:
         own_end[found] = self.ends[run[found]]
         later = np.zeros(len(heads), bool)
         after = self.following[run[found]]
-        later[found] = (after >= 0) & np.append(touched, False)[after]
+        later[found] = (after >= 0) & np.append(touched, False)[after] | self._astray(run[found], ranges)
         touched_heads: NDArray[np.bool_] = on_volume & (ranges.touch(self.at(heads), self.at(own_end)) | later)
         return touched_heads
 
@@ -106,8 +113,16 @@ class Chains:
         return found
 
     def places(self, runs: NDArray[np.bool_]) -> tuple[Offsets, Offsets]:
-        """Starts and ends (bytes) of some runs."""
-        return self.at(self.firsts[runs]), self.at(self.ends[runs])
+        """Starts and ends (bytes) of some runs, and of the free clusters that they lead to."""
+        stray = self.at(self.stray[runs & (self.stray > 0)].astype(np.int64))
+        starts, ends = self.at(self.firsts[runs]), self.at(self.ends[runs])
+        return np.concatenate([starts, stray]), np.concatenate([ends, stray + self.size])
+
+    def _astray(self, runs: Clusters, ranges: Ranges) -> NDArray[np.bool_]:
+        """Which runs lead to a free cluster that shares a byte with a range."""
+        stray = self.at(self.stray[runs].astype(np.int64))
+        astray: NDArray[np.bool_] = (self.stray[runs] > 0) & ranges.touch(stray, stray + self.size)
+        return astray
 
     def pieces(self, head: int, most: int) -> Iterator[tuple[int, int]]:
         """Starts and ends (bytes) of the chain that begins at a cluster, up to ``most`` clusters; each run once."""
