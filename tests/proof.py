@@ -8,7 +8,7 @@ from typing import Any
 from ferrotype.block import Source
 from ferrotype.engine import prepare
 from ferrotype.engine.prove import prove
-from ferrotype.engine.survey import Survey
+from ferrotype.engine.survey import Survey, survey
 from ferrotype.job import NullJob
 
 _LARGEST = 1 << 30  # bytes of a disk; tests of scale have made-up ones, and count what is read of them
@@ -25,7 +25,6 @@ class Proofs:
 
     def install(self) -> None:
         """From now on each disk that is prepared for a backup is proven."""
-        survey = prepare.survey
 
         def surveyed_and_proven(source: Source, **options: Any) -> Survey:
             surveyed = survey(source, **options)
@@ -33,7 +32,7 @@ class Proofs:
                 self._prove(source, surveyed, exclude_swap_files=options.get("exclude_swap_files", False))
             return surveyed
 
-        prepare.survey = surveyed_and_proven
+        vars(prepare)["survey"] = surveyed_and_proven
 
     def _prove(self, source: Source, surveyed: Survey, *, exclude_swap_files: bool) -> None:
         for proof in prove(source, surveyed, NullJob(), exclude_swap_files=exclude_swap_files):

@@ -6,6 +6,7 @@ The maps are made wrong as bad software would: their checksums and counts are ri
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import shutil
@@ -96,7 +97,7 @@ def made_ext(folder: Path, *features: str) -> Path:
                 file.seek(i * 4096)
                 file.write(SEED[:1024])
         (root / "attributed").write_bytes(b"x")
-        run("setfattr", "-n", "user.text", "-v", "y" * 700, root / "attributed")
+        os.setxattr(root / "attributed", "user.text", b"y" * 700)
     return image
 
 
@@ -141,7 +142,7 @@ def ext4(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.unproven
 @pytest.mark.parametrize("what", EXT)
 def test_a_wrong_bitmap_of_ext4_is_found_out(ext4: Path, what: str, tmp_path: Path) -> None:
-    image = shutil.copy(ext4, tmp_path / "wrong.img")
+    image = _copy(ext4, tmp_path)
     place, owner = EXT[what]
     block = place(image)
     assert block > 0
@@ -218,9 +219,13 @@ def free_cluster(kind: str, image: Path, place: int) -> tuple[int, int]:
 @pytest.mark.parametrize("what", ["content", "named"])
 @pytest.mark.parametrize("kind", ["ntfs", "exfat", "vfat", "fat32"])
 def test_a_wrong_map_is_found_out(windows: dict[str, Path], kind: str, what: str, tmp_path: Path) -> None:
-    image = shutil.copy(windows[kind], tmp_path / "wrong.img")
+    image = _copy(windows[kind], tmp_path)
     start, length = free_cluster(kind, image, place_of(image, what))
     refused(image, start, length, what)
+
+
+def _copy(image: Path, folder: Path) -> Path:
+    return Path(shutil.copy(image, folder / "wrong.img"))
 
 
 def refused(image: Path, start: int, length: int, owner: str) -> None:
@@ -242,7 +247,7 @@ def refused(image: Path, start: int, length: int, owner: str) -> None:
 
 @pytest.mark.unproven
 def test_a_volume_that_cannot_be_walked_is_not_called_proven(ext4: Path, tmp_path: Path) -> None:
-    image = shutil.copy(ext4, tmp_path / "wrong.img")
+    image = _copy(ext4, tmp_path)
     run("debugfs", "-w", "-R", "set_inode_field /pieces block[4] 0x7fffffff", image)
     (proof,) = proofs(image)
     assert not proof.proven
@@ -268,7 +273,7 @@ def test_the_command_line_tells_and_records_the_proof(gpt512: Disk, tmp_path: Pa
 
 @pytest.mark.unproven
 def test_the_command_line_ends_with_4(windows: dict[str, Path], tmp_path: Path) -> None:
-    image = shutil.copy(windows["ntfs"], tmp_path / "wrong.img")
+    image = _copy(windows["ntfs"], tmp_path)
     free_cluster("ntfs", image, place_of(image, "content"))
     done = program("backup", "--prove-free", image, tmp_path / "a.ferro", code=4)
     assert "content" in done.err
