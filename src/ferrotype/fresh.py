@@ -157,6 +157,7 @@ class Fresh:
         self.fd = fd
         self.path = hidden
         self.final = final
+        self._published = False
         self._folder = folder
         self._identity: Identity | None = _identity(os.fstat(fd))
 
@@ -222,11 +223,14 @@ class Fresh:
                 os.rename(self.path.name, self.final.name, src_dir_fd=folder, dst_dir_fd=folder)
             else:
                 linux.rename_new(self.path.name, self.final.name, folder=folder)
+            self._published = True
             self._check(folder, self.final.name)
         self.path = self.final
 
     def remove(self) -> None:
-        """Nothing is left of it, if it is still there and nobody else's.  Raises OSError."""
+        """Nothing is left of one without a name, if it is still there and nobody else's.  Raises OSError."""
+        if self._published:
+            return
         with contextlib.suppress(FileNotFoundError, WriteError), self._opened() as folder:
             self._check(folder, self.path.name)
             os.unlink(self.path.name, dir_fd=folder)
