@@ -522,10 +522,10 @@ def test_compacting_waits_for_readers(image: Path) -> None:
 
 def test_the_command_line_says_that_an_image_is_being_read(tmp_path: Path) -> None:
     image = tmp_path / "a.ferro"
-    with small.create(Container.create(image), small.SECRET) as repository:
-        kept = repository.add_key(Secret(b"second"), cost=small.QUICK)
+    with small.create(Container.create(image), small.SECRET, small.LEAST) as repository:
+        kept = repository.add_key(Secret(b"second"), cost=small.LEAST)
         gone = small.back_up(repository, small.disk_content(40, 1), "gone")
-        other = repository.add_key(Secret(b"third"), cost=small.QUICK)
+        other = repository.add_key(Secret(b"third"), cost=small.LEAST)
         repository.store.delete(f"snapshot/{gone.id}")
         repository.store.flush()
     env = {"FERROTYPE_PASSWORD": "correct horse"}

@@ -35,8 +35,9 @@ def tiny(repository: Repository) -> Repository:
     return repository
 
 
-def create(store: ObjectStore, secret: Secret | None = None) -> Repository:
-    return tiny(Repository.create(store, secret, chunk_size=CHUNK, cost=QUICK))
+def create(store: ObjectStore, secret: Secret | None = None, cost: Cost = QUICK) -> Repository:
+    """An image of tiny packs; the program itself, run apart, opens none whose slots cost less than ``LEAST``."""
+    return tiny(Repository.create(store, secret, chunk_size=CHUNK, cost=cost))
 
 
 def open_at(
