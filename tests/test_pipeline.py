@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -61,3 +62,9 @@ def test_the_first_error_in_order_is_raised_and_intake_stops() -> None:
         got.extend(map_ordered(fail, items(), workers=4))
     assert len(taken) < 20
     assert not ours()
+
+
+def test_signals_are_left_to_the_thread_that_hears_them() -> None:
+    masks = map_ordered(lambda _: signal.pthread_sigmask(signal.SIG_BLOCK, ()), range(4), workers=2)
+    assert all({signal.SIGINT, signal.SIGTERM, signal.SIGHUP} <= mask for mask in masks)
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())

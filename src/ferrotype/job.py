@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -44,3 +45,12 @@ class NullJob:
 
     def note(self, message: str, /) -> None:
         self.notes.append(message)
+
+
+def leave_signals() -> None:
+    """From now on signals that ask for an end are not delivered to this thread: each thread calls it first.
+
+    Python hears a signal in the main thread alone, and one that the kernel gives to another thread does not wake it:
+    the main thread would learn of it when what it waits for is done, which may take seconds.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from ferrotype.job import leave_signals
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -18,7 +20,7 @@ def map_ordered(fn: Callable[[T], R], items: Iterable[T], *, workers: int, depth
     intake, waits for what is running, and is raised; so does closing the iterator early.
     """
     depth = depth or 2 * workers
-    with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="ferrotype") as pool:
+    with ThreadPoolExecutor(workers, "ferrotype", leave_signals) as pool:
         flying: deque[Future[R]] = deque()
         try:
             for item in items:

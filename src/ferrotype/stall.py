@@ -22,6 +22,7 @@ from queue import SimpleQueue
 from typing import Any, Final, Generic, TypeVar
 
 from ferrotype.errors import DeviceError
+from ferrotype.job import leave_signals
 
 __all__ = ["LIMIT", "Beat", "Patience", "Storage"]
 
@@ -102,6 +103,7 @@ class _Hand(threading.Thread):
         self.start()
 
     def run(self) -> None:
+        leave_signals()
         while (call := self.calls.get()) is not None:
             call.make()
             if call.abandoned:
@@ -222,6 +224,7 @@ class Storage:
         stuck = list(self._stuck)
 
         def later() -> None:
+            leave_signals()
             for call in stuck:
                 call.done.acquire()
             with contextlib.suppress(OSError):  # there is nobody left to tell

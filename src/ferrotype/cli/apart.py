@@ -24,6 +24,7 @@ from typing import Final, NoReturn
 
 from ferrotype.cli import exits
 from ferrotype.errors import DeviceError
+from ferrotype.job import leave_signals
 from ferrotype.stall import Patience
 
 _AWAY: Final = re.compile(r"fuse|nfs|cifs|smb|9p|virtiofs|ceph|afs|lustre|gfs2|ocfs2|orangefs|coda|ncp")
@@ -93,6 +94,7 @@ def watch(paths: Sequence[str], work: Patience, lost: Callable[[DeviceError], in
     patience = Patience(work.limit)
 
     def ask(path: str) -> None:
+        leave_signals()
         while not ended.wait(_TICK * 5):
             try:
                 patience.reach(Path(path))

@@ -23,6 +23,7 @@ from isal import igzip_lib
 
 from ferrotype.block import Source, read
 from ferrotype.errors import DeviceError, InvalidImage, UnsupportedError
+from ferrotype.job import leave_signals
 from ferrotype.units import MiB
 
 if sys.version_info >= (3, 14):
@@ -163,6 +164,7 @@ def _by_program(file: Source, program: str) -> Iterator[bytes]:
         assert into is not None and out is not None  # noqa: S101, PT018  both are pipes
 
         def feed() -> None:
+            leave_signals()
             try:
                 for data in _input(file):
                     into.write(data)

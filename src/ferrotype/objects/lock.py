@@ -25,6 +25,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from ferrotype.errors import DeviceError, Locked
+from ferrotype.job import leave_signals
 from ferrotype.objects.holder import Holder, LockFile, kernel_holder, lock_path, look
 from ferrotype.objects.machine import THIS_MACHINE, Machine
 from ferrotype.stall import Beat, Patience, Storage
@@ -292,6 +293,7 @@ def _first(storage: Storage, take: Callable[[Beat], T]) -> T:
 
 def _keep(lock: weakref.ref[WriterLock], ended: Event) -> None:
     """Refresh a lock until it is released, lost or forgotten."""
+    leave_signals()
     while not ended.wait(_REFRESH):
         held = lock()
         if held is None or not held.refresh():

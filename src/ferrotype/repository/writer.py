@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from ferrotype.errors import CorruptObject, FerrotypeError, WriteError
+from ferrotype.job import leave_signals
 from ferrotype.objects import Parts, length_of
 from ferrotype.repository import snapshots, spare
 from ferrotype.repository.merging import EntryRun, MergedSegment, Run, SegmentRun, renumbered
@@ -349,7 +350,7 @@ def open_writer(repository: Repository, *, from_medium: bool = False) -> Iterato
 
     With ``from_medium`` each object is read back from the storage and proven before anything refers to it.
     """
-    with ThreadPoolExecutor(1, "ferrotype-packs") as pool:
+    with ThreadPoolExecutor(1, "ferrotype-packs", leave_signals) as pool:
         writer = Writer(repository, pool, from_medium=from_medium)
         try:
             yield writer
