@@ -6,10 +6,9 @@ so importing the package costs nothing.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ferrotype.version import VERSION as __version__
 
+TYPE_CHECKING = False  # the module ``typing`` takes its time
 if TYPE_CHECKING:
     from ferrotype.api import (
         backup,

@@ -36,7 +36,7 @@ _HEAD: Final = (
 )
 _LINKS: Final = 40  # symbolic links followed in one path, as the kernel does
 _TRIES: Final = 10  # names taken from under a new file by somebody who tidies up
-_TURN: Final = 0.5  # seconds to wait for another process that makes the same file just now
+_TURN: Final = 10.0  # seconds to wait for another process that makes the same file just now, on a busy machine, too
 _TICK: Final = 0.01  # seconds
 _NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEV: Final = Path("/dev")

@@ -51,6 +51,21 @@ def is_gone(error: OSError) -> bool:
     return error.errno in _MISSING
 
 
+# How those say that there is no memory who do not raise MemoryError: the loader of shared objects, Python's threads,
+# Zstandard.
+_POOR: Final = ("failed to map segment", "cannot allocate", "can't start new thread", "not enough memory")
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error means that there is not enough memory, whatever its class."""
+    if isinstance(error, MemoryError):
+        return True
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno == errno.ENOMEM
+    text = str(error).lower()
+    return any(words in text for words in _POOR)
+
+
 def why(error: OSError) -> str:
     """What went wrong, and what to do next where that is known."""
     code = error.errno or 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
+TYPE_CHECKING = False  # the module ``typing`` takes its time
+if TYPE_CHECKING:
+    from typing import Final
 
 VERSION: Final = "0.1.0"
 PROGRAM: Final = f"ferrotype {VERSION}"

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from ferrotype.cli.output import lines, shown
 from ferrotype.cli.tables import Cell, coloured, table, text_width
 
 COLUMNS = [("name", "left"), ("size", "right")]
@@ -20,7 +21,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def plain(rows: list[list[Cell]]) -> list[str]:
     """The lines of a table, the titles not bold."""
-    head, *body = table(COLUMNS, rows).split("\n")
+    head, *body = lines(table(COLUMNS, rows)).split("\n")
     return [re.sub(r"\x1b\[1m|\x1b\[0m", "", head).rstrip(), *body]
 
 
@@ -41,25 +42,37 @@ def test_wide_and_combining_characters_take_the_columns_they_take() -> None:
 
 def test_what_is_too_wide_goes_on_below_and_the_widest_column_gives_way() -> None:
     rows: list[list[Cell]] = [["x" * 100 + "y", "8 MiB"], ["日" * 40, "1 B"]]
-    lines = plain(rows)
-    assert max(map(text_width, lines)) == 60
-    assert lines[1] == "x" * 53 + "  8 MiB"
-    assert lines[2] == "x" * 47 + "y"
-    assert lines[3] == "日" * 26 + "     1 B"
-    assert lines[4] == "日" * 14
+    drawn = plain(rows)
+    assert max(map(text_width, drawn)) == 60
+    assert drawn[1] == "x" * 53 + "  8 MiB"
+    assert drawn[2] == "x" * 47 + "y"
+    assert drawn[3] == "日" * 26 + "     1 B"
+    assert drawn[4] == "日" * 14
 
 
 def test_no_name_moves_the_cursor_or_colours_the_screen() -> None:
-    lines = plain([["a\x1b[31mb\x1b[2Jc\rd\te", "1"], ["two\nlines", "2"]])
-    assert lines[1:] == ["a\ufffdb\ufffd[2Jc     1", "d e", "two          2", "lines"]
+    drawn = plain([["a\x1b[31mb\x1b[2Jc\rd\te", "1"], ["two\nlines", "2"], ["tur\u202en\u2066", "3"]])
+    assert drawn[1:] == [
+        r"a\x1b[31mb\x1b[2Jc\rd\te     1",
+        r"two\nlines                   2",
+        r"tur\u202en\u2066             3",
+    ]
+
+
+def test_what_would_command_a_terminal_is_escaped_and_nothing_else() -> None:
+    assert shown("\x00\x07\x7f\x9b31m\u2028\udcff\U000e0041") == r"\x00\x07\x7f\x9b31m\u2028\udcff\U000e0041"
+    for text in ("Ünïcode", "日本語", "e\u0301", "👩\u200d💻", "می\u200cخواهم", "שלום", "back\\slash"):
+        assert shown(text) == text
+    assert lines(["a\nb", "c"]) == "a\\nb\nc"  # a name makes no line of its own
 
 
 def test_colours_are_for_who_wants_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert coloured("█", "cyan") == "\x1b[36m█\x1b[0m"
-    assert table([("", "left")], [[("█", "red")]]).endswith("\x1b[31m█\x1b[0m")
+    assert lines(coloured("█", "cyan")) == "\x1b[36m█\x1b[0m"
+    assert lines("\x1b[36m█") == r"\x1b[36m█"  # that is somebody else's
+    assert lines(table([("", "left")], [[("█", "red")]])).endswith("\x1b[31m█\x1b[0m")
     monkeypatch.setenv("NO_COLOR", "1")
     assert coloured("█", "cyan") == "█"
-    assert "\x1b" not in table(COLUMNS, [[("█", "red"), "1"]])
+    assert "\x1b" not in lines(table(COLUMNS, [[("█", "red"), "1"]]))
     monkeypatch.delenv("NO_COLOR")
     monkeypatch.setenv("TERM", "dumb")
     assert coloured("█", bold=True) == "█"

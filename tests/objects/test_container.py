@@ -93,7 +93,7 @@ def test_a_new_image_has_no_name_before_its_first_flush(image: Path) -> None:
 
 def test_an_existing_file_is_never_replaced(image: Path) -> None:
     image.write_bytes(b"precious")
-    with pytest.raises(DeviceError, match="exists already"):
+    with pytest.raises(Locked, match="exists already"):
         Container.create(image)
     assert image.read_bytes() == b"precious"
 

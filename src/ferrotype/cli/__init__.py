@@ -1,20 +1,16 @@
 """The command line: one module a verb.
 
-A verb's module is imported only when the verb is used, so ``ferrotype --help`` stays quick.
+This module imports next to nothing, so that an interrupt is heard while the rest is being imported.
 """
 
 from __future__ import annotations
 
-import importlib
-import io
 import os
 import sys
-from typing import Final, NoReturn
 
-import click
-
-from ferrotype.cli import apart, exits, output
-from ferrotype.version import VERSION
+TYPE_CHECKING = False  # the module ``typing`` takes its time
+if TYPE_CHECKING:
+    from typing import Final, NoReturn
 
 VERBS: Final[dict[str, str]] = {
     "disks": "What can be imaged here: disks, partitions, what they hold.",
@@ -35,61 +31,45 @@ VERBS: Final[dict[str, str]] = {
     "key": "Passphrases and key files of an encrypted image.",
 }
 
-EPILOG: Final = """\b
-Exit codes: 0 done; 1 the answer is no; 2 wrong command; 3 refused; 4 damaged or unsupported input;
-5 wrong or missing key; 6 reading or writing failed; 7 locked; 8 done with warnings; 130 stopped."""
-
-
-class Verbs(click.Group):
-    """A group whose commands are modules of this package, imported when they are wanted."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
-        return list(VERBS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        if cmd_name not in VERBS:
-            return None
-        module = importlib.import_module(f"ferrotype.cli.{cmd_name}")
-        command: click.Command = module.command
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        with formatter.section("Commands"):
-            formatter.write_dl(list(VERBS.items()))
-
-
-@click.group(
-    cls=Verbs, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
-)
-@click.version_option(VERSION, prog_name="ferrotype")
-def cli() -> None:
-    """Disk imaging: whole disks into one portable, compressed, deduplicated, encrypted, incremental file, and back.
-
-    \b
-    ferrotype backup /dev/sda laptop.ferro
-    ferrotype list laptop.ferro
-    ferrotype restore laptop.ferro /dev/sdb
-    """
+_STOPPED: Final = 130
+_FAILED: Final = 6
+_POOR: Final = b"ferrotype: there is not enough memory to start\n"
 
 
 def main() -> NoReturn:
     """Run the command line; ends the process with the exit code the interface promises."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's, which nothing calls: it would start a thread a core
-    apart.go_apart(sys.argv[1:])
+    import signal
+
+    if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):
+        signal.signal(signal.SIGINT, _stop)  # until a verb has begun, and when it has ended, there is nothing to undo
     try:
-        done = cli.main(prog_name="ferrotype", standalone_mode=False)
-        code = done if isinstance(done, int) else exits.OK
-        output.flush()
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        code = exits.STOPPED
-    except SystemExit:  # click's way of saying that nobody reads on; verbs end with click's Exit
-        code = output.lost(BrokenPipeError())
-    except OSError as error:
-        code = output.lost(error)
-    apart.say(code)
+        from ferrotype.cli.program import run
+
+        code = run()
+    except KeyboardInterrupt:
+        code = _STOPPED
+    except (MemoryError, ImportError, OSError, SystemError) as error:
+        if not _is_poor(error):
+            raise
+        code = _FAILED
+        _say(_POOR)
     sys.exit(code)
+
+
+def _stop(_number: int, _frame: object) -> None:
+    os._exit(_STOPPED)
+
+
+def _is_poor(error: BaseException) -> bool:
+    try:
+        from ferrotype.trouble import lacks_memory
+    except (MemoryError, ImportError):
+        return True
+    return lacks_memory(error)
+
+
+def _say(words: bytes) -> None:
+    try:
+        os.write(2, words)
+    except OSError:  # nobody hears
+        return

@@ -15,14 +15,13 @@ import errno
 import os
 import re
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
-from ferrotype.cli import exits
+from ferrotype.cli import exits, output
 from ferrotype.errors import DeviceError
 from ferrotype.job import leave_signals
 from ferrotype.stall import Patience
@@ -45,7 +44,7 @@ def go_apart(words: Sequence[str]) -> None:
     if not paths_away(words):
         return
     read_end, write_end = os.pipe()
-    sys.stdout.flush()
+    output.flush()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (*_passed_on(), signal.SIGCHLD))
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who started this program may have had it ignored
     first = os.getpid()
@@ -76,8 +75,7 @@ def say(code: int) -> None:
     """
     if _to_first is None:
         return
-    with contextlib.suppress(OSError, ValueError):
-        sys.stderr.flush()
+    output.end()
     nothing = os.open(os.devnull, os.O_RDWR)
     for standard in range(3):
         os.dup2(nothing, standard)

@@ -39,7 +39,7 @@ def command(frame: Frame, ref: str, other: str, strict: bool, other_format: str 
             result = compare_disks(one, two, job, strict=strict)
         if result.first_difference is not None:
             frame.code = exits.NO
-        frame.show(result.as_json(), lambda: "\n".join(_lines(result)))
+        frame.show(result.as_json(), lambda: _lines(result))
 
 
 def _lines(result: Comparison) -> Iterator[str]:

@@ -69,7 +69,8 @@ def command(
         device = out.is_block_device()
         format = chosen_format(out, output_format)
         if "help" in texts:
-            frame.show({"format": format, "options": options_help(format).splitlines()}, options_help(format))
+            known = options_help(format).splitlines()
+            frame.show({"format": format, "options": known}, known)
             return
         access = opening.access(frame)
         secret = None

@@ -50,7 +50,7 @@ def _used_share(survey: Survey, cells: int) -> list[float]:
     return share
 
 
-def volume_rows(survey: Survey) -> str:
+def volume_rows(survey: Survey) -> list[str]:
     """The volumes of a disk, one a line."""
     columns = [("", "left"), ("#", "right"), ("start", "right"), ("size", "right"), ("holds", "left"),
                ("label", "left"), ("used", "right"), ("", "left")]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from ferrotype import errors
-from ferrotype.trouble import why
+from ferrotype.trouble import lacks_memory, why
 
 OK: Final = 0
 NO: Final = 1
@@ -30,16 +30,16 @@ def code_of(error: BaseException) -> int:
     for kind, code in _CODES:
         if isinstance(error, kind):
             return code
-    return 6 if isinstance(error, OSError) else 70
+    return 6 if isinstance(error, OSError) or lacks_memory(error) else 70
 
 
 def says(error: BaseException) -> str:
     """One sentence for the user."""
     if isinstance(error, errors.FerrotypeError):
         return str(error)
+    if lacks_memory(error):
+        return "there is not enough memory; close other programs, or raise the limit (ulimit -v), and start again"
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{why(error) if error.errno else error}"
-    if isinstance(error, MemoryError):
-        return "there is not enough memory"
     return f"a fault in ferrotype: {type(error).__name__}: {error}; please report it"

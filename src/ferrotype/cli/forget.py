@@ -83,7 +83,7 @@ def command(
                     result = prune(repository, job)
                     document["prune"] = as_json(result)
                     lines.append(as_text(result, image, dry_run=False))
-        frame.show(document, "\n".join(lines) + ("\nnothing was changed" if dry_run else ""))
+        frame.show(document, [*lines, "nothing was changed"] if dry_run else lines)
 
 
 def _lines(verdicts: Sequence[Verdict], groups: Sequence[Together]) -> list[str]:

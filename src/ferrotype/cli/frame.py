@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from ferrotype.cli import apart, exits, output
+from ferrotype.cli import apart, exits, output, secrets
 from ferrotype.cli.progress import CliJob, asking, display_for, stopping
 from ferrotype.errors import DeviceError, FerrotypeError, KeyRefused, UsageError
 from ferrotype.stall import LIMIT, Patience
@@ -109,7 +108,7 @@ class Frame:
     _job: CliJob | None = None
     _passphrase: bytes | None = None
     _document: dict[str, object] = field(default_factory=dict)
-    _text: str | Callable[[], str] = ""
+    _text: output.Text = ""
     _told: bool = False
 
     @contextmanager
@@ -141,26 +140,27 @@ class Frame:
         job.finish()
         code = exits.WARNINGS if self.code == exits.OK and job.warnings else self.code
         if self.json:
-            code = output.put(json.dumps(self._document | {"warnings": [*job.warnings, *job.notes]}), code)
-        elif self._text and not self.quiet:
-            code = output.put(self._text if isinstance(self._text, str) else self._text(), code)
+            document = self._document | {"warnings": [*job.warnings, *job.notes]}
+            code = output.put(json.dumps(document), code, needed=True)
+        elif self._text != "" and not self.quiet:
+            code = output.put(self._text, code)
         raise click.exceptions.Exit(code)
 
-    def show(self, document: dict[str, object], text: str | Callable[[], str]) -> None:
-        """What the call answers: a JSON document, and the same for people, drawn only if it is wanted."""
+    def show(self, document: dict[str, object], text: output.Text) -> None:
+        """What the call answers: a JSON document, and the same for people: a line, lines, or what makes them."""
         self._document, self._text = document, text
 
-    def tell(self, document: dict[str, object], text: str) -> None:
+    def tell(self, document: dict[str, object], text: output.Text) -> None:
         """Set what is known, and printed, although the verb fails now."""
         self._document, self._text, self._told = document, text, True
 
     def _say(self, message: str) -> None:
         if not self.quiet:
-            click.echo(output.printable(message), err=True)
+            output.say(message)
 
     def _alarm(self, message: str) -> None:
         if not self.no_warnings:
-            click.echo(output.printable(message), err=True)
+            output.say(message)
 
     def _fail(self, error: BaseException, job: CliJob) -> None:
         if isinstance(error, KeyboardInterrupt):
@@ -180,9 +180,9 @@ class Frame:
         if self.json:
             document = {"error": sentence, "kind": type(error).__name__, "warnings": [*job.warnings, *job.notes]}
             output.put(json.dumps(self._document | document if self._told else document), exits.OK)
-        elif self._told and isinstance(self._text, str) and not self.quiet:
+        elif self._told and not self.quiet:
             output.put(self._text, exits.OK)
-        click.echo(output.printable(f"ferrotype: {sentence}"), err=True)
+        output.say(f"ferrotype: {sentence}")
         return exits.code_of(error)
 
     @contextmanager
@@ -238,7 +238,7 @@ class Frame:
         from ferrotype.repository.keys import Secret
 
         if self.key_file is not None:
-            return Secret(_content(self.key_file), "keyfile")
+            return Secret(secrets.key_file(self.key_file, self.patience), "keyfile")
         given = self._given_passphrase()
         if given is not None:
             return Secret(given)
@@ -273,9 +273,9 @@ class Frame:
     def _given_passphrase(self) -> bytes | None:
         if self._passphrase is None:  # a command is run once: it may ask somebody
             if self.password_file is not None:
-                self._passphrase = _first_line(_content(self.password_file))
+                self._passphrase = secrets.password_file(self.password_file, self.patience)
             elif self.password_command is not None:
-                self._passphrase = _first_line(_output(self.password_command))
+                self._passphrase = secrets.password_command(self.password_command)
             elif (text := os.environb.get(b"FERROTYPE_PASSWORD")) is not None:
                 self._passphrase = text
         return self._passphrase
@@ -283,29 +283,8 @@ class Frame:
 
 def _typed(prompt: str, *, confirmation_prompt: bool = False) -> bytes:
     with asking():
-        text = click.prompt(prompt, hide_input=True, confirmation_prompt=confirmation_prompt, err=True)
+        text = click.prompt(output.shown(prompt), hide_input=True, confirmation_prompt=confirmation_prompt, err=True)
     return os.fsencode(str(text))
-
-
-def _content(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise KeyRefused(f"{path} cannot be read: {error.strerror}") from error
-    if len(data) > 1 << 20:
-        raise KeyRefused(f"{path} is larger than a key file can be (1 MiB)")
-    return data
-
-
-def _output(command: str) -> bytes:
-    done = subprocess.run(command, shell=True, stdout=subprocess.PIPE, check=False)  # noqa: S602  the user's own
-    if done.returncode:
-        raise KeyRefused(f"the password command ended with code {done.returncode}")
-    return done.stdout
-
-
-def _first_line(data: bytes) -> bytes:
-    return data.split(b"\n", 1)[0].removesuffix(b"\r")
 
 
 def state_folder() -> Path | None:

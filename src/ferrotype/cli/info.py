@@ -38,13 +38,13 @@ def command(frame: Frame, ref: str, opening: Opening) -> None:
             if tree is not None:
                 for warning in tree.warnings:
                     job.warn(f"{ref}: {warning}")
-                frame.show(as_json(tree), "\n".join((f"{ref}: {tree.format}, files and no disk", *_said_of(tree))))
+                frame.show(as_json(tree), (f"{ref}: {tree.format}, files and no disk", *_said_of(tree)))
                 return
         with open_disk(ref, replace(opening.access(frame), headers_only=True), job) as disk:
             if disk.image is not None and disk.image.missing is not None:
                 known = disk_headers(disk)
                 head = f"{ref}: {known.format}, {format_size(known.size)} ({known.size} bytes)"
-                frame.tell(known.as_json(), "\n".join((head, *_container(known))))
+                frame.tell(known.as_json(), (head, *_container(known)))
                 raise disk.image.missing
             info = disk_info(disk, job)
         survey = info.survey
@@ -61,8 +61,8 @@ def command(frame: Frame, ref: str, opening: Opening) -> None:
         tail = (
             f"{format_size(kept)} to keep, {format_size(free)} free in file systems, {format_size(zero)} known zeros"
         )
-        rows = (head, *_container(info), disk_bar(survey), volume_rows(survey), tail)
-        frame.show(document, "\n".join(rows))
+        rows = (head, *_container(info), disk_bar(survey), *volume_rows(survey), tail)
+        frame.show(document, rows)
 
 
 def _said_of(tree: Tree) -> Iterator[str]:

@@ -59,7 +59,7 @@ def command(frame: Frame, image: Path) -> None:
         frame.show(document, lambda: _drawn(known, groups) if known else f"{image} holds no snapshot yet")
 
 
-def _drawn(known: Sequence[Snapshot], groups: Sequence[Together]) -> str:
+def _drawn(known: Sequence[Snapshot], groups: Sequence[Together]) -> list[str]:
     """The snapshots; and, where there are several disks, which of them are of the same one."""
     from ferrotype.cli.tables import table
     from ferrotype.engine.same_disks import number_of
@@ -83,4 +83,4 @@ def _drawn(known: Sequence[Snapshot], groups: Sequence[Together]) -> str:
     for row, snapshot in zip(rows, known, strict=True):
         row.append(str(numbers[snapshot.id]))
     lines = [f"group {group.number}: {group.title}" for group in groups]
-    return "\n".join([table([*columns, ("group", "right")], rows), "", *lines])
+    return [*table([*columns, ("group", "right")], rows), "", *lines]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from ferrotype.cli import output
 from ferrotype.cli.frame import Frame
 from ferrotype.cli.progress import asking
 from ferrotype.errors import Refused
@@ -17,8 +18,8 @@ def confirm(frame: Frame, target: Path, disk: str) -> None:
     """At a terminal the user types the target's name; anywhere else ``--force`` is needed.  Raises Refused."""
     if not frame.interactive:
         raise Refused(f"{target} exists and would be overwritten; say --force if that is meant")
-    click.echo(f"Everything on {target} will be overwritten with {disk}.", err=True)
+    output.say(f"Everything on {target} will be overwritten with {disk}.")
     with asking():
-        typed = click.prompt(f"Type {target.name} to go on", err=True, default="", show_default=False)
+        typed = click.prompt(output.shown(f"Type {target.name} to go on"), err=True, default="", show_default=False)
     if typed != target.name:
         raise Refused("the name was not typed; nothing was written")

@@ -13,6 +13,7 @@ from typing import Final, Protocol, TextIO
 
 import click
 
+from ferrotype.cli.output import draw, shown
 from ferrotype.errors import Cancelled
 from ferrotype.units import format_size
 
@@ -46,7 +47,7 @@ class Bar:
         self._width = 0
 
     def show(self, phase: str, done: int, total: int | None, rate: float, left: float | None, /) -> None:
-        parts = [phase]
+        parts = [shown(phase)]
         if total:
             share = min(1.0, done / total)
             parts.append("█" * int(20 * share) + "░" * (20 - int(20 * share)))
@@ -58,14 +59,12 @@ class Bar:
         if left is not None:
             parts.append(f"{_clock(left)} left")
         line = "  ".join(parts)
-        self._out.write("\r" + line.ljust(self._width))
-        self._out.flush()
+        draw(self._out, "\r" + line.ljust(self._width))
         self._width = len(line)
 
     def clear(self) -> None:
         if self._width:
-            self._out.write("\r" + " " * self._width + "\r")
-            self._out.flush()
+            draw(self._out, "\r" + " " * self._width + "\r")
             self._width = 0
 
 
@@ -78,8 +77,7 @@ class JsonLines:
     def show(self, phase: str, done: int, total: int | None, rate: float, left: float | None, /) -> None:
         document = {"phase": phase, "done": done, "total": total, "rate": int(rate)}
         document["seconds_left"] = None if left is None else round(left, 1)
-        self._out.write(json.dumps(document) + "\n")
-        self._out.flush()
+        draw(self._out, json.dumps(document) + "\n")
 
     def clear(self) -> None:
         pass

@@ -66,7 +66,8 @@ def command(
         if format is not None and (delta or no_blank):
             raise UsageError(f"--delta and --no-blank are for raw disks; {target} would be a new {format} image")
         if format is not None and "help" in texts:
-            frame.show({"format": format, "options": options_help(format).splitlines()}, options_help(format))
+            known = options_help(format).splitlines()
+            frame.show({"format": format, "options": known}, known)
             return
         chosen_options = parse_options(format, texts) if format is not None else {}
         with open_disk(ref, opening.access(frame), job) as disk:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,12 +11,11 @@ from typing import Final
 
 import click
 
-from ferrotype.cli.output import printable
+from ferrotype.cli.output import COLOUR, shown
 
 Cell = str | tuple[str, str]  # a text, or a text and its colour
 
 _GAP: Final = "  "  # between two columns
-_COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")  # in a cell it would be a disk's or a snapshot's name that says it
 
 
 def width() -> int:
@@ -29,28 +27,28 @@ def coloured(text: str, colour: str | None = None, *, bold: bool = False) -> str
     """The text with what colours it on a terminal; as it is, where the user or the terminal wants none."""
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") in ("dumb", "unknown"):
         return text
-    return click.style(text, fg=colour, bold=bold or None)
+    return click.style(text, fg=colour, bold=bold or None).replace("\x1b[", COLOUR)
 
 
-def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[Cell]]) -> str:
-    """A table without lines; each column is (title, "left" or "right").  What is too wide goes on below."""
-    body = [[_split(cell) for cell in row] for row in rows]
+def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[Cell]]) -> list[str]:
+    """The lines of a table; each column is (title, "left" or "right").  What is too wide goes on below."""
+    body = [[_written(cell) for cell in row] for row in rows]
     wanted = [
-        max([text_width(title), *(_width_of(row[number][0]) for row in body)])
+        max([text_width(title), *(text_width(row[number][0]) for row in body)])
         for number, (title, _) in enumerate(columns)
     ]
     widths = _fitted(wanted, width() - len(_GAP) * (len(columns) - 1))
     lines = []
-    titles = [([title], "") for title, _ in columns]
+    titles = [(title, "") for title, _ in columns]
     for number, row in enumerate([titles, *body]):
-        folded = [list(_folded(texts, room)) for (texts, _), room in zip(row, widths, strict=True)]
+        folded = [list(_folded(text, room)) for (text, _), room in zip(row, widths, strict=True)]
         for line in zip_longest(*folded, fillvalue=""):
             cells = [
                 _painted(_padded(text, room, side), colour, bold=not number)
                 for text, room, (_, side), (_, colour) in zip(line, widths, columns, row, strict=True)
             ]
             lines.append(_GAP.join(cells).rstrip())
-    return "\n".join(lines)
+    return lines
 
 
 def text_width(text: str) -> int:
@@ -66,17 +64,10 @@ def _char_width(char: str) -> int:
     return 2 if unicodedata.east_asian_width(char) in ("W", "F") else 1
 
 
-def _split(cell: Cell) -> tuple[list[str], str]:
-    """The lines of a cell, without anything that would move the cursor, and its colour."""
+def _written(cell: Cell) -> tuple[str, str]:
+    """What is shown of a cell, and its colour."""
     text, colour = (cell, "") if isinstance(cell, str) else cell
-    if text.isprintable():
-        return [text], colour
-    clean = _COLOUR.sub("\ufffd", text).expandtabs(1)
-    return [printable(line) for line in clean.splitlines()] or [""], colour
-
-
-def _width_of(lines: Iterable[str]) -> int:
-    return max(map(text_width, lines))
+    return shown(text), colour
 
 
 def _fitted(widths: Sequence[int], room: int) -> list[int]:
@@ -87,20 +78,19 @@ def _fitted(widths: Sequence[int], room: int) -> list[int]:
     return fitted
 
 
-def _folded(lines: Iterable[str], room: int) -> Iterator[str]:
-    """The lines, cut into pieces of at most ``room`` columns."""
-    for line in lines:
-        if text_width(line) <= room:
-            yield line
-            continue
-        start, used = 0, 0
-        for at, char in enumerate(line):
-            wide = _char_width(char)
-            if used + wide > room and at > start:
-                yield line[start:at]
-                start, used = at, 0
-            used += wide
-        yield line[start:]
+def _folded(line: str, room: int) -> Iterator[str]:
+    """A line, cut into pieces of at most ``room`` columns."""
+    if text_width(line) <= room:
+        yield line
+        return
+    start, used = 0, 0
+    for at, char in enumerate(line):
+        wide = _char_width(char)
+        if used + wide > room and at > start:
+            yield line[start:at]
+            start, used = at, 0
+        used += wide
+    yield line[start:]
 
 
 def _padded(text: str, room: int, side: str) -> str:

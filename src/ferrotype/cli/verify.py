@@ -58,7 +58,7 @@ def command(frame: Frame, image: Path, deep: bool, sample: float, since_last: bo
         if not result.ok:
             frame.code = exits.NO
         document = _document(result) | {"unreadable": of_snapshots(known)}
-        frame.show(document, "\n".join(_lines(image, result, names, deep=deep)))
+        frame.show(document, _lines(image, result, names, deep=deep))
 
 
 def _is_foreign(image: Path, opening: Opening) -> bool:
@@ -74,7 +74,7 @@ def _check(frame: Frame, image: Path, opening: Opening, job: Job) -> None:
     if not result.ok:
         frame.code = exits.NO
     end = f"{image}: {format_size(result.checked_bytes)} checked: " + ("no damage" if result.ok else "DAMAGED")
-    frame.show(result.as_json(), "\n".join([*result.damaged, end]))
+    frame.show(result.as_json(), [*result.damaged, end])
 
 
 def _document(result: VerifyResult) -> dict[str, object]:

@@ -16,7 +16,7 @@ from typing import Final
 
 import xxhash
 
-from ferrotype.errors import DeviceError, UsageError, WriteError
+from ferrotype.errors import DeviceError, Locked, UsageError, WriteError
 from ferrotype.objects import Bytes, Parts, Streamed, length_of
 from ferrotype.objects.layout import (
     ANCHORS_AT,
@@ -141,10 +141,15 @@ class Log:
         return digest.digest(), (first + padding)[: BLOCK - RecordHeader.SIZE]
 
     def add_volume(self) -> None:
-        """A further volume, which what comes next goes into.  Raises DeviceError where its file is there."""
+        """A further volume, which what comes next goes into.  Raises DeviceError where its file is there.
+
+        Where it is the first, another process has made the image meanwhile: Locked.
+        """
         number = len(self.files)
         path = volume_path(self.records.path, number)
         if path.exists():
+            if number == 0:
+                raise Locked(f"{path} exists already, if only since a moment ago; start again")
             raise DeviceError(f"{path} exists already and is no part of this image; move it away")
         file = self._opener(path, writable=True, create=True)
         header = VolumeHeader.make(self.records.uuid, number, self.split)

@@ -19,7 +19,6 @@ from typing import Final
 
 from ferrotype.errors import (
     CorruptObject,
-    DeviceError,
     FerrotypeError,
     InvalidImage,
     Locked,
@@ -79,13 +78,11 @@ class Container:
     ) -> Container:
         """A new, empty container open for writing.  The file takes its name at the first ``flush``, not before.
 
-        Raises DeviceError where the file exists already, Locked where another process is creating it.
+        Raises Locked where the file exists already, or another process is creating it.
         """
         if split and split < _LEAST_SPLIT:
             raise UsageError("volumes of less than 64MiB make no sense; choose a larger split size")
         self = cls(path, opener, machine, writable=True)
-        if path.exists():
-            raise DeviceError(f"{path} exists already")
         self._log.records.uuid = os.urandom(16)
         self._log.split = split
         try:

@@ -69,7 +69,10 @@ class Machine(Protocol):
         """Which process ids mean the same: those of one namespace."""
 
     def started(self, pid: int, /) -> int | None:
-        """When a process began, in ticks since the machine did; None where there is no such process."""
+        """When a process began, in ticks since the machine did; None where there is no such process.
+
+        One that was killed, and whose parent has not asked how it ended, is none: it holds nothing.
+        """
 
     def flock(self, fd: int, /) -> bool:
         """Take the exclusive lock of an open file; False where its file system has none.
@@ -108,7 +111,8 @@ class ThisMachine:
     def started(self, pid: int, /) -> int | None:
         with contextlib.suppress(OSError, ValueError, IndexError):
             stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-            return int(stat[stat.rindex(")") :].split()[20])  # field 22; the name in brackets may hold spaces
+            fields = stat[stat.rindex(")") + 1 :].split()  # from field 3 on; the name in brackets may hold spaces
+            return None if fields[0] in ("Z", "X") else int(fields[19])
         return None
 
     def flock(self, fd: int, /) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
-from ferrotype.errors import DeviceError, WriteError
+from ferrotype.errors import DeviceError, Locked, WriteError
 from ferrotype.fresh import Fresh, true_name
 from ferrotype.linux import is_local, next_data, punch_hole, write_back
 from ferrotype.objects import Bytes
@@ -225,7 +225,7 @@ class PosixFile:
         try:
             self._storage.call(publish, WriteError)
         except FileExistsError:
-            raise WriteError(f"{path} exists by now and is not touched; choose another name") from None
+            raise Locked(f"{path} was made by another process meanwhile and is not touched; start again") from None
         except OSError as error:
             raise WriteError(f"{path} cannot be created: {why(error)}") from error
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, NewType
 from blake3 import blake3
 
 from ferrotype.errors import CorruptChunk, CorruptObject
+from ferrotype.trouble import lacks_memory
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -136,6 +137,8 @@ class Sealer:
             try:
                 plain = zstd.ZstdDecompressor().decompress(payload, max_length=length + 1)
             except zstd.ZstdError as error:
+                if lacks_memory(error):
+                    raise MemoryError from error
                 raise CorruptChunk(chunk_id, f"it cannot be decompressed ({error})") from error
         if len(plain) != length:
             raise CorruptChunk(chunk_id, f"it should have {length} bytes and has {len(plain)}")
