@@ -177,5 +177,5 @@ def test_an_interrupt_while_the_program_starts_ends_it_without_a_word(image: Pat
 
 def test_the_launcher_hears_an_interrupt_before_it_imports_anything() -> None:
     launcher = Path(__file__).resolve().parents[2] / "ferrotype"
-    assert "default_int_handler" in launcher.read_text().split("from ferrotype.cli import main")[0]
+    assert "default_int_handler" in launcher.read_text().split("import ferrotype.__main__")[0]
     assert shutil.which("sh")
