@@ -53,6 +53,7 @@ def command(
     that holds the image is refused.
     """
     with frame.run() as job:
+        from ferrotype.engine.larger import say_leftovers
         from ferrotype.engine.references import open_disk
         from ferrotype.engine.restore import RestoreOptions, check_target, restore
         from ferrotype.engine.room import Need, free_for, need_of
@@ -97,6 +98,8 @@ def command(
                 check_restore(part, target)
             if dry_run:
                 stored = None if in_place else stored_bytes(part)
+                if in_place:
+                    say_leftovers(target, part.length, job)
                 frame.show(
                     *_planned(
                         part.length, disk, target, None if stored is None else Need(stored, stored, free_for(target))
@@ -122,6 +125,7 @@ def command(
             "zeroed_bytes": done.zeroed_bytes,
             "kept_bytes": done.kept_bytes,
             "table_moved": done.table_moved,
+            "removed": [mark._asdict() for mark in done.removed],
             "seconds": round(done.seconds, 3),
             "unreadable": as_json(done.unreadable),
         }
@@ -160,6 +164,7 @@ def _written(target: Path, done: Written) -> tuple[dict[str, object], str]:
         "zeroed_bytes": 0,
         "kept_bytes": 0,
         "table_moved": False,
+        "removed": [],
         "stored_bytes": done.stored_bytes,
         "seconds": round(copied.seconds, 3),
         "unreadable": as_json(copied.unreadable),

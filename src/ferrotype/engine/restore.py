@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 from ferrotype.block import Sink, Source
 from ferrotype.block.device import aligned_buffer
 from ferrotype.block.lenient import clipped
-from ferrotype.engine.larger import settle_table
+from ferrotype.engine.larger import remove_leftovers, settle_table
 from ferrotype.engine.targets import check_takes
 from ferrotype.engine.unreadable import BEFORE, tell
 from ferrotype.errors import CorruptChunk, MissingChunk
 from ferrotype.extents import State
+from ferrotype.filesystems.signatures import Mark
 from ferrotype.job import Job
 from ferrotype.pipeline import map_ordered
 from ferrotype.repository.sealing import ZERO_ID, ChunkId
@@ -66,6 +67,7 @@ class RestoreResult:
     zeroed_bytes: int = 0
     kept_bytes: int = 0  # already right on the target
     table_moved: bool = False
+    removed: list[Mark] = field(default_factory=list)  # metadata of former owners, behind what was restored
     seconds: float = 0.0
     unreadable: Sequence[
         tuple[int, int]
@@ -132,6 +134,8 @@ def restore(
         result.zeroed_bytes += found.zeroed
         job.advance(found.end - done)
         done = found.end
+    if target is not None:  # before the table moves: it may stand where they did
+        result.removed = remove_leftovers(part.length, sink, target, job)
     if options.move_backup_table and part.length == part.disk.size and sink.size > part.length:
         whole = SnapshotSource(part.repository, part.disk)
         result.table_moved = settle_table(whole, sink, part.disk.sector_size, job, target=target)

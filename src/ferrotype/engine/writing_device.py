@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from ferrotype.block import Sink, Traits
 from ferrotype.engine.convert import copy
-from ferrotype.engine.larger import settle_table
+from ferrotype.engine.larger import remove_leftovers, settle_table
 from ferrotype.engine.references import OpenDisk
 from ferrotype.engine.survey import survey
 from ferrotype.engine.targets import check_fits, check_takes, open_target
@@ -49,6 +49,8 @@ def write_device(disk: OpenDisk, wanted: NewImage, job: Job) -> Written:
     with open_target(wanted.path, source.size, sector_size, in_place=True, patience=wanted.patience) as target:
         check_takes(target.sink, source.size, sector_size)
         done = copy(source, _Start(target.sink, source.size), job)
+        if target.source is not None:
+            remove_leftovers(source.size, target.sink, target.source, job)
         if disk.reference.partition is None and target.sink.size > source.size:
             moved = settle_table(source, target.sink, sector_size, job, target=target.source)
         job.begin("flushing")

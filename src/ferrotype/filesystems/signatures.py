@@ -27,7 +27,7 @@ from ferrotype.block import Source, read
 from ferrotype.errors import DeviceError
 from ferrotype.units import KiB, MiB
 
-__all__ = ["Found", "Peek", "Signature", "found", "member"]
+__all__ = ["Found", "Mark", "Peek", "Signature", "found", "marks", "member"]
 
 
 class Peek:
@@ -90,6 +90,7 @@ class Signature:
     uuid: Field | None = None
     check: Callable[[Peek, int], bool] | None = None  # for magics too short to be sure of
     weak: bool = False  # seen by chance or left behind often: counts only where there is nothing else
+    spread: tuple[int, int] = (0, 4 * KiB)  # bytes before and after its base without which it is not found again
 
 
 class Found(NamedTuple):
@@ -99,6 +100,14 @@ class Found(NamedTuple):
     label: str | None
     uuid: str | None
     weak: bool
+
+
+class Mark(NamedTuple):
+    """Where a signature stands: without these bytes nothing finds it again."""
+
+    kind: str
+    start: int  # bytes of the volume
+    length: int
 
 
 # ---------------------------------------------------------------------- text
@@ -314,6 +323,7 @@ MEMBERS: Final[tuple[Signature, ...]] = (
         0,
         (b"",),
         check=_is_zfs,
+        spread=(128 * KiB, 128 * KiB),
     ),
     _S("LDM", (6 * 512, Tail(512)), 0, (b"PRIVHEAD",), check=_is_privhead),
     _S("oracleasm", (0,), 32, (b"ORCLDISK",)),
@@ -388,17 +398,36 @@ SIGNATURES: Final[tuple[Signature, ...]] = (
 )
 
 
-def _matches(signature: Signature, peek: Peek) -> Found | None:
+def _places(signature: Signature, peek: Peek) -> Iterator[int]:
+    """The bases at which a signature stands."""
     for base in signature.bases:
         if isinstance(base, Tail):
             base = peek.size // base.align * base.align - base.back
         if base < 0 or not any(peek.at(base + signature.at, len(m)) == m for m in signature.magics):
             continue
         if signature.check is None or signature.check(peek, base):
-            fields = (signature.label, signature.uuid)
-            label, uuid = (f.decode(peek.at(base + f.offset, f.length)) if f else None for f in fields)
-            return Found(signature.kind, label, uuid, signature.weak)
-    return None
+            yield base
+
+
+def _matches(signature: Signature, peek: Peek) -> Found | None:
+    base = next(_places(signature, peek), None)
+    if base is None:
+        return None
+    fields = (signature.label, signature.uuid)
+    label, uuid = (f.decode(peek.at(base + f.offset, f.length)) if f else None for f in fields)
+    return Found(signature.kind, label, uuid, signature.weak)
+
+
+def marks(peek: Peek, start: int) -> list[Mark]:
+    """All signatures, of containers and file systems, that stand at or behind ``start``, ascending."""
+    found = []
+    for signature in (*MEMBERS, *SIGNATURES):
+        before, after = signature.spread
+        for base in _places(signature, peek):
+            if base >= start:
+                first, end = max(base - before, start), min(base + after, peek.size)
+                found.append(Mark(signature.kind, first, end - first))
+    return sorted(set(found), key=lambda mark: mark.start)
 
 
 def member(peek: Peek) -> Found | None:
