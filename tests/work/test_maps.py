@@ -21,7 +21,7 @@ from ferrotype.units import GiB, KiB, MiB, TiB
 from tests.filesystems.test_ext import by_dumpe2fs, free
 from tests.machine import run
 
-SIGNATURES = 512 * KiB  # bytes looked at to know what a volume is
+SIGNATURES = MiB  # bytes looked at to know what a volume is: its ends, and three labels of ZFS inside
 
 
 class Watched(FileSource):

@@ -81,7 +81,7 @@ class _Peeked:
 def identify(source: Source) -> Identified | None:
     """What stands on the volume ``source``, None where nothing is recognised.
 
-    Reads about 400 KiB in a few requests, and what opening the file system takes.  Never raises on content, and not
+    Reads about 800 KiB in a few requests, and what opening the file system takes.  Never raises on content, and not
     on what cannot be read either: that volume is imaged whole, and the copy reports the damage.
     """
     peek = Peek(source)
