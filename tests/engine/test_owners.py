@@ -6,6 +6,7 @@ Every owner x every kind of table x every stale header.
 
 from __future__ import annotations
 
+import os
 import struct
 from functools import cache
 from itertools import product
@@ -175,3 +176,31 @@ def test_shadow_copies_in_free_space_are_told(tmp_path: Path) -> None:
     assert not _surveyed(tmp_path, disk).told.notes  # there were some once
     disk[0x1E30:0x1E38] = (0x4000).to_bytes(8, "little")
     assert any("--all-sectors" in sentence for sentence in _surveyed(tmp_path, disk).told.notes)
+
+
+@pytest.mark.parametrize(("inner", "kept"), [(1_600_000_000, False), (1_800_000_000, True)])
+def test_a_volume_that_begins_in_free_space_is_told_and_kept_where_it_is_newer(
+    inner: int, kept: bool, tmp_path: Path
+) -> None:
+    disk = _disk(tmp_path, TABLES["gpt"], "ext4")
+    outer, other = (blank(tmp_path / name, size) for name, size in (("outer", PART), ("other", 4 * MiB)))
+    for path, written in ((outer, 1_700_000_000), (other, inner)):
+        run("mkfs.ext4", "-q", "-L", path.name, path, env=os.environ | {"E2FSPROGS_FAKE_TIME": str(written)})
+    disk[START : START + PART] = outer.read_bytes()
+    at = START + 12 * MiB  # of blocks that the outer one does not use
+    disk[at : at + 4 * MiB] = other.read_bytes()
+    found = _surveyed(tmp_path, disk)
+    assert any("(other)" in sentence and ("kept" in sentence) == kept for sentence in found.told.notes)
+    inside = found.extents.clip(at, 4 * MiB)
+    assert inside.total(State.FREE) == (0 if kept else 4 * MiB)
+    assert found.extents.total(State.FREE) > PART // 4  # the rest is saved in any case
+
+
+def test_what_begins_in_swap_space_is_kept(tmp_path: Path) -> None:
+    disk = _disk(tmp_path, TABLES["mbr"], "swap")
+    other = blank(tmp_path / "other", 4 * MiB)
+    run("mkntfs", "-q", "-F", "-Q", "-L", "other", other)
+    disk[START + 3 * MiB : START + 7 * MiB] = other.read_bytes()
+    found = _surveyed(tmp_path, disk)
+    assert found.extents.clip(START + 3 * MiB, 4 * MiB - 4096).total(State.FREE) == 0
+    assert found.extents.total(State.FREE) > PART // 2

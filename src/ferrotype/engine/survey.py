@@ -12,6 +12,7 @@ import numpy as np
 from ferrotype.block import Source, read
 from ferrotype.block.views import Slice
 from ferrotype.engine.owners import doubt, owner_of_disk
+from ferrotype.engine.within import inner_volumes
 from ferrotype.errors import FormatError, ReadError
 from ferrotype.extents import ExtentMap, State, merge
 from ferrotype.filesystems import FileSystem
@@ -217,11 +218,28 @@ class _Look:
         if unclean:
             told.unclean.append(f"{volume.title}, {volume.filesystem}, is kept whole: {unclean}")
             return replace(volume, note=volume.note or unclean), whole
+        if volume.note is None:
+            free = self._without_inner(volume, filesystem, view, free)
         if filesystem.facts.besides and volume.note is None:
             told.notes.append(
                 f"{volume.title}, {volume.filesystem}, has {filesystem.facts.besides}: say --all-sectors to keep them"
             )
         return volume, free.shift(volume.start)
+
+    def _without_inner(self, volume: Volume, filesystem: FileSystem, view: Source, free: ExtentMap) -> ExtentMap:
+        """The map without what newer volumes in the free space span; older ones are told."""
+        assert self.known is not None  # noqa: S101  a map is wanted
+        known = self.known.clip(volume.start, volume.size).shift(-volume.start)
+        for inner in inner_volumes(view, volume.start, free, known):
+            what = f"in the free space of {volume.title}, {volume.filesystem}, there is {inner.words}"
+            if inner.is_newer(filesystem.facts):
+                free = free.cleared(State.FREE, [(inner.start, inner.facts.size)])
+                self.told.notes.append(f"{what}, which was written later and is kept")
+            else:
+                self.told.notes.append(
+                    f"{what}, a remain of an earlier partitioning that is left out; --all-sectors keeps it"
+                )
+        return free
 
 
 def _blank(known: ExtentMap) -> bool:

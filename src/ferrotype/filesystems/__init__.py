@@ -30,6 +30,7 @@ class Facts:
     block_size: int  # bytes of one allocation unit (ext: block, or cluster with bigalloc; NTFS, FAT, exFAT: cluster)
     size: int  # bytes the file system spans, from the start of the volume
     unclean: str | None  # None: cleanly unmounted; else why its map cannot be trusted, for the user
+    written: int | None = None  # seconds since 1970 of what was written to it last, as far as it tells
     besides: str | None = None  # what its free space holds that somebody may want, for the user
 
 

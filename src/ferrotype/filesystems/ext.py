@@ -342,6 +342,7 @@ def _facts(sb: Superblock, geo: Geometry, volume: int) -> Facts:
         block_size=geo.block_size * geo.ratio,
         size=geo.blocks * geo.block_size,
         unclean=_unclean(sb, geo, volume),
+        written=sb.s_wtime or None,
     )
 
 

@@ -44,7 +44,9 @@ class Superblock(Record):
     s_blocks_per_group: u32
     s_clusters_per_group: u32
     s_inodes_per_group: u32
-    skip_mounts: Annotated[bytes, "12s"]
+    skip_mtime: u32
+    s_wtime: u32
+    skip_mounts: u32
     s_magic: u16
     s_state: u16
     skip_errors: Annotated[bytes, "16s"]

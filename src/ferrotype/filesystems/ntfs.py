@@ -68,6 +68,8 @@ _MAX_LOG_PAGE: Final = 64 * KiB  # bytes; the second restart page is not looked 
 _SWAP_FILES: Final = ("PAGEFILE.SYS", "HIBERFIL.SYS", "SWAPFILE.SYS")
 _HIBERFILE_HEADER: Final = 4096  # bytes; shorter: another system's hibernation holds this volume
 _ASCII_UPPER: Final = {i: i - 32 for i in range(ord("a"), ord("z") + 1)}
+_STANDARD_INFORMATION: Final = 0x10
+_UNIX_EPOCH: Final = 11_644_473_600  # seconds from 1601 to 1970
 _VSS_HEADER: Final = 0x1E00  # byte of the volume
 _VSS_IDENTIFIER: Final = bytes.fromhex("6b87083876c1484eb7ae04046e6cc752")
 
@@ -89,8 +91,21 @@ class Ntfs:
             block_size=self._geometry.cluster_size,
             size=self._geometry.size,
             unclean=self._unclean(info.flags),
+            written=self._written(),
             besides=self._shadow_copies(),
         )
+
+    def _written(self) -> int | None:
+        """When the root folder, or $MFT, was changed last ("$STANDARD_INFORMATION": times in 100 ns since 1601)."""
+        times = []
+        for number in (0, _ROOT):
+            try:
+                found = self._mft.record(number).find(_STANDARD_INFORMATION, "")
+            except (InvalidImage, DeviceError):
+                continue
+            if found is not None and found.value is not None and len(found.value) >= 24:
+                times += [int.from_bytes(found.value[at : at + 8], "little") for at in (0, 8, 16)]
+        return max(times) // 10_000_000 - _UNIX_EPOCH if times else None
 
     def _shadow_copies(self) -> str | None:
         """Windows' shadow copies save what is overwritten; what was deleted since stands in free clusters.

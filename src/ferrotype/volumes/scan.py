@@ -16,7 +16,7 @@ from ferrotype.block import Source, read
 from ferrotype.errors import InvalidImage, ReadError, UsageError
 from ferrotype.volumes import Table, apm, gpt, mbr
 
-__all__ = ["scan"]
+__all__ = ["is_signed", "scan"]
 
 _SIZES: Final = (512, 4096, 2048, 1024)  # bytes; the likely ones first
 _SIGNS: Final = (  # (offset, bytes) by which the start of a volume, or of a chain of logical partitions, is known
@@ -87,4 +87,9 @@ def _sign(source: Source, start: int) -> bool:
         head = read(source, start, min(4096, source.size - start))
     except ReadError:
         return False
+    return is_signed(head)
+
+
+def is_signed(head: bytes) -> bool:
+    """Whether the first bytes, 4096 or fewer, are like those of a volume, or of a chain of logical partitions."""
     return any(head.startswith(sign, offset) for offset, sign in _SIGNS)
