@@ -243,6 +243,12 @@ def refused(image: Path, start: int, length: int, owner: str) -> None:
         ferrotype.backup(image, target, prove_free=True)
     assert len(list(ferrotype.list_snapshots(target))) == 1
     assert len(ferrotype.backup(image, target, prove_free=True, all_sectors=True).disks) == 1
+    job = NullJob()
+    kept = ferrotype.backup(image, image.with_name("kept.ferro"), job=job)
+    assert kept.statistics.free_bytes == 0
+    assert any("kept whole" in text and proof.names[0] in text for text in job.warnings)
+    ferrotype.restore(image.with_name("kept.ferro"), image.with_name("back.img"))
+    assert (image.with_name("back.img")).read_bytes() == image.read_bytes()
 
 
 @pytest.mark.unproven

@@ -172,7 +172,7 @@ def _backup_disk(
 
 def _recorded(disk: PreparedDisk) -> Iterator[dict[str, object]]:
     """The volumes as the snapshot keeps them, with what was proven of each."""
-    proofs = {id(proof.volume): proof for proof in disk.proofs}
+    proofs = {id(proof.volume): proof for proof in disk.proofs if proof.proven}
     for volume in disk.survey.volumes:
         proof = proofs.get(id(volume))
         said = {} if proof is None else {"proven": {"files": proof.files, "free_bytes": proof.free_bytes}}

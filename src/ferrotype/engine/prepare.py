@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ferrotype.block import Source
 from ferrotype.engine.plan import DiskPlan, plan
-from ferrotype.engine.prove import Proof, prove, require
+from ferrotype.engine.prove import Proof, believe, prove, require
 from ferrotype.engine.same_disks import Disks, Looks
 from ferrotype.engine.survey import Survey, survey
 from ferrotype.errors import UsageError
@@ -58,7 +58,8 @@ def prepare(
     """Look at each source and decide what will be read; tells the user what is kept whole and why.
 
     ``known`` are the snapshots of the repository, where they were read already.
-    With ``prove_free`` what is left out is proven.  Raises InvalidImage where it cannot be.
+    What is left out is proven by a second way (``prove``).  A volume where that fails is kept whole, and told; with
+    ``prove_free`` it raises InvalidImage.
     """
     if len({named.name for named in sources}) < len(sources):
         raise UsageError("two sources have the same name; back them up one by one")
@@ -74,10 +75,12 @@ def prepare(
         for sentence in () if all_sectors else told.notes:
             job.note(f"{named.name}: {sentence}")
         proofs: tuple[Proof, ...] = ()
-        if prove_free and not all_sectors:
+        if not all_sectors:
             job.begin(f"proving what is left out of {named.name}")
             proofs = prove(named.source, surveyed, job, exclude_swap_files=exclude_swap_files)
-            require(proofs, named.name, job)
+            if prove_free:
+                require(proofs, named.name, job)
+            surveyed = believe(surveyed, proofs, named.name, job)
         identity = _identity(named, surveyed)
         parent = find_parent(known, told_apart, named, identity, surveyed)
         chunk_size = parent[1].chunk_size if parent else repository.config.chunk_size

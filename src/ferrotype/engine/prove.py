@@ -11,7 +11,7 @@ mistake in reading it, show.  A volume that cannot be walked to its end is not p
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -27,7 +27,7 @@ from ferrotype.filesystems.remains import Ranges
 from ferrotype.job import Job
 from ferrotype.units import format_size
 
-__all__ = ["Proof", "prove", "require"]
+__all__ = ["Proof", "believe", "prove", "require"]
 
 _MOST_CONFLICTS: Final = 1 << 16  # pieces that are looked for: with so many a volume needs no longer list
 _NAMED: Final = 3  # files in a sentence
@@ -45,6 +45,7 @@ class Proof:
     conflicts: tuple[tuple[int, int], ...] = ()  # (start, length), bytes of the disk that are left out and in use
     names: tuple[str, ...] = ()  # whose they are, as far as that is known
     problem: str | None = None  # why the volume could not be walked
+    walkable: bool = True  # False: its file system, of a plug-in, has no second way
 
     @property
     def proven(self) -> bool:
@@ -79,7 +80,9 @@ def prove(source: Source, surveyed: Survey, job: Job, *, exclude_swap_files: boo
             identified = identify(view)
             filesystem = identified.filesystem if identified else None
             if filesystem is None or not hasattr(filesystem, "claims"):
-                raise InvalidImage("there is no second way to tell what is in use there")
+                problem = "there is no second way to tell what is in use there"
+                proofs.append(Proof(volume, left_out, 0, problem=problem, walkable=False))
+                continue
             conflicts = _conflicts(filesystem, free, files, job)
             conflicts, names = _named(filesystem, conflicts, exclude_swap_files=exclude_swap_files)
         except (FormatError, DeviceError) as error:
@@ -102,19 +105,46 @@ def require(proofs: tuple[Proof, ...], name: str, job: Job) -> None:
                 f" of {kind} touch none of the {format_size(proof.free_bytes)} of free space"
             )
             continue
-        if proof.conflicts:
-            start, length = proof.conflicts[0]
-            others = f", and {len(proof.conflicts) - 1} more ranges" if len(proof.conflicts) > 1 else ""
-            whose = ", ".join(proof.names[:_NAMED]) or "something in use"
-            whose += f" and {len(proof.names) - _NAMED} more" if len(proof.names) > _NAMED else ""
-            why = (
-                f"the map of free space of {title}, {kind}, is wrong: it would leave out {whose}"
-                f" ({length} bytes at {start} of the disk{others})"
-            )
-        else:
-            why = f"what would be left out of {title}, {kind}, cannot be proven: {proof.problem}"
-        checker = _CHECKERS.get(kind, "e2fsck -f" if kind.startswith("ext") else "its checker")
-        raise InvalidImage(f"{name}: {why}; nothing was stored: repair it with {checker}, or use --all-sectors")
+        raise InvalidImage(
+            f"{name}: {_why(proof)}; nothing was stored: repair it with {_checker(kind)}, or use --all-sectors"
+        )
+
+
+def believe(surveyed: Survey, proofs: tuple[Proof, ...], name: str, job: Job) -> Survey:
+    """The survey, with volumes kept whole whose map of free space is wrong, or that cannot be walked; told."""
+    doubtful = [proof for proof in proofs if proof.walkable and not proof.proven]
+    if not doubtful:
+        return surveyed
+    notes: dict[int, str] = {}
+    for proof in doubtful:
+        why = _why(proof)
+        notes[id(proof.volume)] = why
+        checker = _checker(proof.volume.filesystem or "")
+        job.warn(f"{name}: {proof.volume.title} is kept whole: {why}; repair it with {checker}")
+    return replace(
+        surveyed,
+        volumes=tuple(replace(v, note=notes[id(v)]) if id(v) in notes else v for v in surveyed.volumes),
+        extents=surveyed.extents.cleared(State.FREE, [(p.volume.start, p.volume.size) for p in doubtful]),
+    )
+
+
+def _why(proof: Proof) -> str:
+    """What is wrong with a map that is not proven."""
+    title, kind = proof.volume.title, proof.volume.filesystem or "its file system"
+    if not proof.conflicts:
+        return f"what would be left out of {title}, {kind}, cannot be proven: {proof.problem}"
+    start, length = proof.conflicts[0]
+    others = f", and {len(proof.conflicts) - 1} more ranges" if len(proof.conflicts) > 1 else ""
+    whose = ", ".join(proof.names[:_NAMED]) or "something in use"
+    whose += f" and {len(proof.names) - _NAMED} more" if len(proof.names) > _NAMED else ""
+    return (
+        f"the map of free space of {title}, {kind}, is wrong: it would leave out {whose}"
+        f" ({length} bytes at {start} of the disk{others})"
+    )
+
+
+def _checker(kind: str) -> str:
+    return _CHECKERS.get(kind, "e2fsck -f" if kind.startswith("ext") else "its checker")
 
 
 class _Count:
