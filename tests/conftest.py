@@ -1,10 +1,11 @@
 """After each test that passed, the second reader looks at the images the test left behind.
 
 And what its backups left out as free space has to be proven, but in tests of damaged volumes and of how much is
-read."""
+read.  What the program remembers of images between runs is kept out: folders of tests get their names again."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +30,7 @@ _seen: set[tuple[str, int, int]] = set()  # images of fixtures that several test
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "unproven: its volumes are damaged by hand, or reads are counted")
     _proofs.install()
+    os.environ["XDG_STATE_HOME"] = "/dev/null/none"
 
 
 @pytest.hookimpl(tryfirst=True)
