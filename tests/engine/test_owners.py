@@ -196,6 +196,19 @@ def test_a_volume_that_begins_in_free_space_is_told_and_kept_where_it_is_newer(
     assert found.extents.total(State.FREE) > PART // 4  # the rest is saved in any case
 
 
+@pytest.mark.parametrize("outer", ["vfat", "exfat"])
+def test_a_volume_inside_one_that_tells_no_time_is_kept(tmp_path: Path, outer: str) -> None:
+    disk = _disk(tmp_path, TABLES["mbr"], outer)
+    other = blank(tmp_path / "other", 4 * MiB)
+    run("mkfs.ext4", "-q", "-L", "other", other)
+    at = START + 12 * MiB
+    disk[at : at + 4 * MiB] = other.read_bytes()
+    found = _surveyed(tmp_path, disk)
+    assert found.extents.clip(at, 4 * MiB).total(State.FREE) == 0
+    assert any("(other)" in sentence and "may have been written later" in sentence for sentence in found.told.notes)
+    assert found.extents.total(State.FREE) > PART // 4
+
+
 def test_what_begins_in_swap_space_is_kept(tmp_path: Path) -> None:
     disk = _disk(tmp_path, TABLES["mbr"], "swap")
     other = blank(tmp_path / "other", 4 * MiB)
@@ -204,3 +217,58 @@ def test_what_begins_in_swap_space_is_kept(tmp_path: Path) -> None:
     found = _surveyed(tmp_path, disk)
     assert found.extents.clip(START + 3 * MiB, 4 * MiB - 4096).total(State.FREE) == 0
     assert found.extents.total(State.FREE) > PART // 2
+
+
+def _made(kind: str, tmp_path: Path) -> bytearray:
+    path = blank(tmp_path / "fs.img", 40 * MiB)
+    commands = {
+        "vfat": ("mkfs.vfat", "-F", "32", "-s", "1", "-i", "11223344", path),
+        "exfat": ("mkfs.exfat", path),
+        "ntfs": ("mkntfs", "-q", "-F", "-Q", path),
+    }
+    run(*commands[kind])
+    return bytearray(path.read_bytes())
+
+
+COPIES = {
+    "vfat": (6 * 512, 67),
+    "exfat": (12 * 512, 100),
+    "ntfs": (40 * MiB - 512, 72),
+}  # where, and its serial number
+SIZES = {"vfat": 32, "exfat": 72, "ntfs": 40}  # byte of the boot sector where the number of sectors is
+
+
+@pytest.mark.parametrize("kind", COPIES)
+def test_a_boot_sector_whose_copy_has_another_layout_owns_nothing(tmp_path: Path, kind: str) -> None:
+    clean = _made(kind, tmp_path)
+    assert _surveyed(tmp_path, clean).extents.total(State.FREE) > 20 * MiB
+    at = COPIES[kind][0] + SIZES[kind]
+    clean[at : at + 4] = (int.from_bytes(clean[at : at + 4], "little") - 2048).to_bytes(4, "little")
+    found = _surveyed(tmp_path, clean)
+    assert found.extents.total(State.FREE) == 0
+    assert any("leftover" in sentence for sentence in found.told.damage)
+
+
+@pytest.mark.parametrize("kind", COPIES)
+def test_copies_that_are_missing_or_older_cost_nothing(tmp_path: Path, kind: str) -> None:
+    clean, (at, serial) = _made(kind, tmp_path), COPIES[kind]
+    for what in (b"\0" * 512, b"\xff" * 512, b"\xf6" * 512):
+        clean[at : at + 512] = what
+        assert _surveyed(tmp_path, clean).extents.total(State.FREE) > 20 * MiB
+    clean[at : at + 512] = clean[:512]
+    clean[at + serial] ^= 0xFF
+    assert _surveyed(tmp_path, clean).extents.total(State.FREE) > 20 * MiB
+    if kind == "vfat":
+        clean[at : at + 512] = os.urandom(512)
+        assert _surveyed(tmp_path, clean).extents.total(State.FREE) == 0
+        clean[50:52] = b"\0\0"  # BPB_BkBootSec: none
+        assert _surveyed(tmp_path, clean).extents.total(State.FREE) > 20 * MiB
+
+
+def test_an_ntfs_whose_backup_and_mirror_are_overwritten_owns_nothing(tmp_path: Path) -> None:
+    clean = _made("ntfs", tmp_path)
+    clean[-512:] = os.urandom(512)  # as programs that resize leave it
+    assert _surveyed(tmp_path, clean).extents.total(State.FREE) > 20 * MiB
+    mirror = int.from_bytes(clean[56:64], "little") * 4096
+    clean[mirror : mirror + 1024] = os.urandom(1024)
+    assert _surveyed(tmp_path, clean).extents.total(State.FREE) == 0

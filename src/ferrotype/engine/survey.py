@@ -227,14 +227,14 @@ class _Look:
         return volume, free.shift(volume.start)
 
     def _without_inner(self, volume: Volume, filesystem: FileSystem, view: Source, free: ExtentMap) -> ExtentMap:
-        """The map without what newer volumes in the free space span; older ones are told."""
+        """The map without what volumes in the free space span, but for older ones; all are told."""
         assert self.known is not None  # noqa: S101  a map is wanted
         known = self.known.clip(volume.start, volume.size).shift(-volume.start)
         for inner in inner_volumes(view, volume.start, free, known):
             what = f"in the free space of {volume.title}, {volume.filesystem}, there is {inner.words}"
-            if inner.is_newer(filesystem.facts):
+            if (order := inner.order(filesystem.facts)) is not None:
                 free = free.cleared(State.FREE, [(inner.start, inner.facts.size)])
-                self.told.notes.append(f"{what}, which was written later and is kept")
+                self.told.notes.append(f"{what}, which {order} and is kept")
             else:
                 self.told.notes.append(
                     f"{what}, a remain of an earlier partitioning that is left out; --all-sectors keeps it"

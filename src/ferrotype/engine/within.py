@@ -1,7 +1,8 @@
 """Volumes that begin inside space that a file system calls free.
 
 Most are remains of an earlier partitioning.  One that was written after the file system around it is alive, and the
-file system around it is the leftover.  So they are looked for where partitions and volumes begin, cheaply:
+file system around it is the leftover; one of which that cannot be told may be alive.  So they are looked for where
+partitions and volumes begin, cheaply:
 
     1 MiB | 2 MiB | ...            multiples of 1 MiB, or of a larger power of two on large volumes
     63 sectors, cylinders          as partitions were aligned once
@@ -43,11 +44,16 @@ class Inner:
     start: int  # byte of the outer volume
     facts: Facts
 
-    def is_newer(self, outer: Facts) -> bool:
-        """Whether it was written after the volume around it, as far as both tell; swap space has no time to tell."""
+    def order(self, outer: Facts) -> str | None:
+        """How the two follow each other, in words, where it may be alive; None where it is the older one for sure.
+
+        FAT and exFAT tell no time, and swap space has none: what cannot be told is kept.
+        """
         if outer.kind == "swap":
-            return True
-        return self.facts.written is not None and outer.written is not None and self.facts.written > outer.written
+            return "was written later"
+        if self.facts.written is None or outer.written is None:
+            return "may have been written later"
+        return "was written later" if self.facts.written > outer.written else None
 
     @property
     def words(self) -> str:

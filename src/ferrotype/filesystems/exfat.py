@@ -25,6 +25,7 @@ from ferrotype.block import Source, read, read_exactly
 from ferrotype.errors import DeviceError, FormatError, InvalidImage, UnsupportedError
 from ferrotype.extents import ExtentMap, Offsets, State
 from ferrotype.filesystems import Claims, Facts
+from ferrotype.filesystems.copies import require_copy
 from ferrotype.filesystems.exfat_claims import claims
 from ferrotype.filesystems.exfat_files import Layout, Tree
 from ferrotype.filesystems.fat import format_serial, free_runs
@@ -124,6 +125,7 @@ class ExFat:
         self._source = source
         boot, damage = _boot_sector(source)
         _check(boot)
+        self._boot = boot
         self._sector = 1 << boot.BytesPerSectorShift
         self._cluster = self._sector << boot.SectorsPerClusterShift
         self._clusters = boot.ClusterCount
@@ -263,10 +265,18 @@ class ExFat:
                 left -= min(left, len(packed) * 8)
 
     def allocation(self) -> ExtentMap:
-        """FREE where the bitmap's bit is clear; what lies before and behind the cluster heap is DATA."""
+        """FREE where the bitmap's bit is clear; what lies before and behind the cluster heap is DATA.
+
+        Raises InvalidImage where the backup boot region tells of another layout.
+        """
+        require_copy(self._source, _REGION * self._sector, self._is_alike)
         starts, ends = free_runs(self._free_windows())
         starts, ends = (self._heap + edge * self._cluster for edge in (starts, ends))
         return ExtentMap.from_runs(0, self._source.size, starts, ends, State.FREE)
+
+    def _is_alike(self, sector: bytes) -> bool:
+        """Whether a boot sector lays a volume out as this one."""
+        return _layout_of(BootSector.unpack(sector)) == _layout_of(self._boot)
 
     def swap_files(self) -> ExtentMap:
         """All DATA: Windows keeps no paging file on exFAT."""
@@ -280,6 +290,22 @@ class ExFat:
     def claims(self) -> Iterator[Claims]:
         """See FileSystem, and ``exfat_claims``."""
         return claims(Intact(self._source), self._layout)
+
+
+def _layout_of(boot: BootSector) -> tuple[object, ...]:
+    """All that where clusters lie depends on."""
+    return (
+        boot.FileSystemName,
+        boot.VolumeLength,
+        boot.FatOffset,
+        boot.FatLength,
+        boot.ClusterHeapOffset,
+        boot.ClusterCount,
+        boot.FirstClusterOfRootDirectory,
+        boot.BytesPerSectorShift,
+        boot.SectorsPerClusterShift,
+        boot.NumberOfFats,
+    )
 
 
 def _check(boot: BootSector) -> None:

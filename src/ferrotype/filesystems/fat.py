@@ -27,6 +27,7 @@ from ferrotype.block import Source, read, read_exactly
 from ferrotype.errors import DeviceError, FormatError, InvalidImage, UnsupportedError
 from ferrotype.extents import BitmapRuns, ExtentMap, Offsets, State
 from ferrotype.filesystems import Claims, Facts
+from ferrotype.filesystems.copies import require_copy
 from ferrotype.filesystems.fat_claims import claims
 from ferrotype.filesystems.fat_files import Tree
 from ferrotype.filesystems.fat_records import (
@@ -123,6 +124,7 @@ class Fat:
         if not _plausible(boot, sector):
             raise InvalidImage("not a FAT boot sector", offset=0)
         self._root_cluster = 0
+        self._backup = 0  # byte of the backup boot sector; 0: there is none
         self._tables = list(range(boot.BPB_NumFATs))
         if boot.BPB_FATSz16:
             extended = Extended.unpack(sector, 36)
@@ -150,6 +152,8 @@ class Fat:
         if not 2 <= extended.BPB_RootClus < self._layout.clusters + 2:
             raise InvalidImage(f"there is no cluster {extended.BPB_RootClus}", field="BPB_RootClus")
         self._root_cluster = extended.BPB_RootClus
+        if extended.BPB_BkBootSec < boot.BPB_RsvdSecCnt:  # 0 and 0xFFFF: none is kept
+            self._backup = extended.BPB_BkBootSec * boot.BPB_BytsPerSec
         if extended.BPB_ExtFlags & 0x80:  # mirroring is off: only one of the FATs is kept up to date
             active = extended.BPB_ExtFlags & 0x0F
             if active >= boot.BPB_NumFATs:
@@ -258,10 +262,20 @@ class Fat:
     # ------------------------------------------------------------------ maps
 
     def allocation(self) -> ExtentMap:
-        """FREE where the FAT says 0.  Raises InvalidImage where the copies of the FAT differ."""
+        """FREE where the FAT says 0.  Raises InvalidImage where the copies of the FAT or of the layout differ."""
+        require_copy(self._source, self._backup, self._is_alike)
         runs = free_runs(self._free_windows())
         starts, ends = (self._layout.data_start + edge * self._layout.cluster for edge in runs)
         return ExtentMap.from_runs(0, self._source.size, starts, ends, State.FREE)
+
+    def _is_alike(self, sector: bytes) -> bool:
+        """Whether a boot sector lays a volume out as this one."""
+        boot, extended = BootSector.unpack(sector), Extended32.unpack(sector, 36)
+        return (
+            _plausible(boot, sector)
+            and layout_of(boot, extended.BPB_FATSz32) == self._layout
+            and extended.BPB_RootClus == self._root_cluster
+        )
 
     def _free_windows(self) -> Iterator[tuple[NDArray[np.uint8], int]]:
         """Bitmaps of the free clusters, cluster 2 first."""

@@ -25,6 +25,7 @@ from ferrotype.block import Source, read, read_exactly
 from ferrotype.errors import DeviceError, InvalidImage, UnsupportedError
 from ferrotype.extents import BitmapRuns, ExtentMap, Offsets, State, merge
 from ferrotype.filesystems import Claims, Facts
+from ferrotype.filesystems.copies import copy_at, require_copy
 from ferrotype.filesystems.ntfs_claims import claims
 from ferrotype.filesystems.ntfs_files import files_at
 from ferrotype.filesystems.ntfs_mft import MAX_RECORD, OEM_ID, Content, Geometry, MasterFileTable
@@ -79,7 +80,7 @@ class Ntfs:
 
     def __init__(self, source: Source) -> None:
         boot = BootSector.unpack(read_exactly(source, 0, BootSector.SIZE, "the boot sector"))
-        self._source = source
+        self._source, self._boot = source, boot
         self._geometry = Geometry.of(boot, source.size)
         self._mft = MasterFileTable(source, self._geometry)
         volume = self._mft.record(_VOLUME)
@@ -124,7 +125,11 @@ class Ntfs:
     # ------------------------------------------------------------------ the map
 
     def allocation(self) -> ExtentMap:
-        """FREE exactly where $Bitmap holds a zero.  Raises InvalidImage where it calls its own clusters free."""
+        """FREE exactly where $Bitmap holds a zero.
+
+        Raises InvalidImage where it calls its own clusters free, and where copies tell of another layout.
+        """
+        require_copy(self._source, self._boot.total_sectors * self._boot.bytes_per_sector, self._is_alike)
         self._mft.renew()
         bitmap = self._mft.content(self._mft.record(_BITMAP), DATA)
         clusters = self._geometry.clusters
@@ -137,6 +142,16 @@ class Ntfs:
         if len(starts) and starts[0] == 0:
             raise InvalidImage("$Bitmap says that the boot sector is free")
         return self._free(starts, ends)
+
+    def _is_alike(self, sector: bytes) -> bool:
+        """Whether the last sector lays a volume out as this one, or is no boot sector while $MFTMirr is there.
+
+        Windows NT 3.51 and NT 4 kept the backup in the middle, and programs that resize leave it to chkdsk.
+        """
+        if sector[3:11] != OEM_ID:
+            mirror = copy_at(self._source, self._geometry.mirror_lcn * self._geometry.cluster_size)
+            return mirror is None or mirror[:4] in (b"FILE", b"BAAD")
+        return _layout_of(BootSector.unpack(sector)) == _layout_of(self._boot)
 
     def swap_files(self) -> ExtentMap:
         """FREE where the clusters of Windows' paging and hibernation files lie; a damaged one is not offered."""
@@ -267,6 +282,17 @@ class Ntfs:
                     raise InvalidImage("the index of the root folder is damaged", field="this_block")
                 nodes.append(node[IndexBuffer.SIZE :])
         return list(found.values())
+
+
+def _layout_of(boot: BootSector) -> tuple[int, ...]:
+    """All that where clusters and $MFT lie depends on."""
+    return (
+        boot.bytes_per_sector,
+        boot.sectors_per_cluster,
+        boot.total_sectors,
+        boot.mft_lcn,
+        boot.clusters_per_file_record_segment,
+    )
 
 
 def _look_up(node: bytes, name: str) -> tuple[list[int], list[int]]:
