@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Final
 
 from ferrotype.block.lenient import known_unreadable
+from ferrotype.engine.beside import tell_of_beside
 from ferrotype.engine.references import OpenDisk
 from ferrotype.engine.survey import Survey, survey
 from ferrotype.engine.unreadable import as_json, tell_of_disk
@@ -92,6 +93,7 @@ def disk_info(disk: OpenDisk, job: Job) -> DiskInfo:
     for sentence in surveyed.told.damage:
         job.warn(sentence)
     tell_of_disk(disk, (), job)
+    tell_of_beside(disk, job, taken=False)
     for sentence in [*surveyed.told.unclean, *surveyed.told.notes]:
         job.note(sentence)
     known = disk_headers(disk)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ferrotype.block.inventory import Disk, hardware_of, lies_on, same_storage, uses
 from ferrotype.block.sysfs import machine_id
+from ferrotype.engine.beside import tell_of_beside
 from ferrotype.engine.prepare import NamedSource
 from ferrotype.engine.references import Access, OpenDisk, open_disk, parse
 from ferrotype.errors import Refused, UsageError
@@ -34,6 +35,7 @@ def named_source(text: str, image: Path, access: Access, stack: ExitStack, job: 
     disk = stack.enter_context(open_disk(text, access, job))
     if any(same_storage(file, image) for file in disk.files):
         raise Refused(f"{image} is part of the source itself; name another file for the image")
+    tell_of_beside(disk, job)
     return known_by(disk)
 
 

@@ -16,10 +16,12 @@ from ferrotype.block.file import FileSource
 from ferrotype.block.memory import MemoryDisk
 from ferrotype.block.outputs import Outputs
 from ferrotype.block.views import Concat
+from ferrotype.engine.beside import tell_of_beside
 from ferrotype.engine.convert import Converted, copy
 from ferrotype.engine.reach import tell_of_reach
 from ferrotype.engine.references import OpenDisk
 from ferrotype.engine.room import check_room
+from ferrotype.engine.sectors import sectors_in
 from ferrotype.engine.targets import refuse_harm
 from ferrotype.engine.unreadable import tell_of_disk
 from ferrotype.errors import Refused, UsageError
@@ -121,6 +123,7 @@ def write_image(disk: OpenDisk, wanted: NewImage, job: Job) -> Written:
     there cannot be room.
     """
     check_image(disk, wanted)
+    tell_of_beside(disk, job)
     written = _write(disk, wanted, job)
     if wanted.format != "ferro":  # a backup tells it itself
         tell_of_disk(disk, written.copied.found, job, written.copied.reason)
@@ -139,6 +142,7 @@ def _write(disk: OpenDisk, wanted: NewImage, job: Job) -> Written:
 
         return write_backup(disk, wanted, job)
     module: Writable = writer(wanted.format)
+    sector_size = sectors_in(wanted.format, disk, job)
     source = disk.source if wanted.format == "raw" else _whole_sectors(disk.source, job)
     with (
         _backing(wanted) as (backing, below),
@@ -151,7 +155,7 @@ def _write(disk: OpenDisk, wanted: NewImage, job: Job) -> Written:
             mode=disk.permissions,
         ) as outputs,
     ):
-        spec = Spec(source.size, source.traits.sector_size, wanted.compress, wanted.options or {}, backing)
+        spec = Spec(source.size, sector_size, wanted.compress, wanted.options or {}, backing)
         sink = module.create(outputs, spec)
         try:
             done = copy(source, sink, job, backing=backing.source if backing else None)

@@ -15,7 +15,7 @@ from ferrotype.block import Sink, Traits
 from ferrotype.engine.convert import copy
 from ferrotype.engine.larger import remove_leftovers, settle_table
 from ferrotype.engine.references import OpenDisk
-from ferrotype.engine.survey import survey
+from ferrotype.engine.sectors import sector_size_of
 from ferrotype.engine.targets import check_fits, check_takes, open_target
 from ferrotype.errors import UsageError
 from ferrotype.job import Job
@@ -33,7 +33,7 @@ def check_device(disk: OpenDisk, wanted: NewImage) -> None:
     """Raise Refused where the device cannot take the disk, UsageError where more than its bytes is asked for."""
     if wanted.format != "raw" or wanted.compress or wanted.options or wanted.backing is not None:
         raise UsageError(f"{wanted.path} is a device, which holds the bytes of a disk and no image of it")
-    check_fits(wanted.path, disk.source.size, _sector_size(disk))
+    check_fits(wanted.path, disk.source.size, sector_size_of(disk))
 
 
 def write_device(disk: OpenDisk, wanted: NewImage, job: Job) -> Written:
@@ -44,7 +44,7 @@ def write_device(disk: OpenDisk, wanted: NewImage, job: Job) -> Written:
     from ferrotype.engine.writing import Written
 
     began = time.monotonic()
-    source, sector_size = disk.source, _sector_size(disk)
+    source, sector_size = disk.source, sector_size_of(disk)
     moved = False
     with open_target(wanted.path, source.size, sector_size, in_place=True, patience=wanted.patience) as target:
         check_takes(target.sink, source.size, sector_size)
@@ -57,14 +57,6 @@ def write_device(disk: OpenDisk, wanted: NewImage, job: Job) -> Written:
         target.sink.flush()
     done.seconds = time.monotonic() - began
     return Written("raw", done, done.disk_bytes, done.disk_bytes - done.written_bytes, moved)
-
-
-def _sector_size(disk: OpenDisk) -> int:
-    """Of the disk, in bytes: as it was said, as the source knows it, or as its partition table has it."""
-    if disk.sector_size is not None:
-        return disk.sector_size
-    traits = disk.source.traits
-    return traits.sector_size if traits.sector_known else survey(disk.source, allocation=False).sector_size
 
 
 class _Start:

@@ -46,10 +46,13 @@ __all__ = [
     "TreeFormat",
     "Writable",
     "WritableSink",
+    "left_out",
     "plain_room",
 ]
 
 MAX_SIZE: Final = 1 << 62  # bytes of a disk; beyond it offsets stop being what the kernel and numpy can say
+
+_NAMED: Final = 5  # of many
 
 T = TypeVar("T")
 
@@ -72,6 +75,8 @@ class Image:
         disks: Mapping[str, Callable[[], Source]] | None = None,
         hashes: Mapping[str, str] | None = None,
         warnings: tuple[str, ...] = (),
+        besides: tuple[str, ...] = (),
+        remarks: tuple[str, ...] = (),
         check: Callable[[Job], list[str]] | None = None,
         close: Callable[[], None] = lambda: None,
         missing: FerrotypeError | None = None,
@@ -84,6 +89,10 @@ class Image:
         self.disks = dict(disks or {})  # such as internal snapshots, by name; opened when asked for
         self.hashes = dict(hashes or {})  # of the whole disk, as the container states them: {"md5": hex digits}
         self.warnings = warnings  # what the user should know before believing the disk
+        self.besides = (
+            besides  # what of the user's the files hold besides the disk: whoever takes only the disk says it
+        )
+        self.remarks = remarks  # the same of what is nobody's data, such as records of what changed
         self.check = check  # proves the container's own checksums and returns a sentence for each damage; None: none
         self._closing = ExitStack()
         self._closing.callback(close)
@@ -105,6 +114,15 @@ class Image:
 
     def close(self) -> None:
         self._closing.close()
+
+
+def left_out(kind: str, names: Sequence[str]) -> tuple[str, ...]:
+    """``Image.besides`` of an image whose further ``disks`` are of a kind, such as "internal snapshot"."""
+    if not names:
+        return ()
+    named = ", ".join(names[:_NAMED]) + (" ..." if len(names) > _NAMED else "")
+    many = f"{kind} is" if len(names) == 1 else f"{kind}s are"
+    return (f"{len(names)} {many} not taken ({named}), only the disk as it is now: FILE::NAME names one of them",)
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,3 +141,11 @@ def _layout(file: Source, header: QcowHeader) -> TwoLevels:
         return inflate(data, geometry.cluster, wbits=_RAW_DEFLATE)
 
     return TwoLevels(file, geometry, first, decode, unpack)
+
+
+def parents_named(file: Source) -> list[str]:
+    """The name of the backing file.  Raises InvalidImage and UnsupportedError."""
+    header = QcowHeader.unpack(read(file, 0, min(QcowHeader.SIZE, file.size)))
+    _check(header)
+    name = _backing_name(file, header)
+    return [] if name is None else [name]

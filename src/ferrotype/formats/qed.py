@@ -142,3 +142,11 @@ def _layout(file: Source, header: QedHeader) -> TwoLevels:
         return kinds, places
 
     return TwoLevels(file, geometry, first, decode)
+
+
+def parents_named(file: Source) -> list[str]:
+    """The name of the backing file.  Raises InvalidImage and UnsupportedError."""
+    header = QedHeader.unpack(read(file, 0, min(QedHeader.SIZE, file.size)))
+    _check(header)
+    name = _backing_name(file, header)
+    return [] if name is None else [name]

@@ -53,15 +53,16 @@ class Row:
     tree: bool = False  # it holds files and no disk: ``open_tree``
     trailer: bytes = b""  # how the last 512 bytes begin, whatever zeros stand behind them
     text: Callable[[bytes], bool] | None = None  # whether these first bytes are those of its texts
+    sectors: tuple[int, ...] | None = (512,)  # sizes that a new image can say its disk has; None: it says none
     wraps: bool = False  # a disk image of any format, or several, packed: a disk made of it as it is would be none
 
 
 FORMATS: Final[dict[str, Row]] = {
-    "raw": Row("ferrotype.formats.raw", (), (".raw", ".img", ".dd", ".iso", ".bin"), writable=True),
+    "raw": Row("ferrotype.formats.raw", (), (".raw", ".img", ".dd", ".iso", ".bin"), writable=True, sectors=None),
     "qcow2": Row("ferrotype.formats.qcow2", ((0, b"QFI\xfb\0\0\0\2"), (0, b"QFI\xfb\0\0\0\3")), (".qcow2",), True),
     "qcow": Row("ferrotype.formats.qcow", ((0, b"QFI\xfb\0\0\0\1"),), (".qcow",)),
     "qed": Row("ferrotype.formats.qed", ((0, b"QED\0"),), (".qed",)),
-    "vhdx": Row("ferrotype.formats.vhdx", ((0, b"vhdxfile"),), (".vhdx",), True),
+    "vhdx": Row("ferrotype.formats.vhdx", ((0, b"vhdxfile"),), (".vhdx",), True, sectors=(512, 4096)),
     "vhd": Row(
         "ferrotype.formats.vhd", ((0, b"conectix"), (-511, b"conectix")), (".vhd",), True, trailer=b"conectix"
     ),
@@ -84,6 +85,7 @@ FORMATS: Final[dict[str, Row]] = {
         ),
         (".e01", ".s01", ".ex01"),
         True,
+        sectors=(512, 4096),
     ),
     "dmg": Row(
         "ferrotype.formats.dmg",
@@ -115,7 +117,7 @@ FORMATS: Final[dict[str, Row]] = {
         wraps=True,
     ),
     "bzip2": Row("ferrotype.formats.compressed:BZIP2", ((4, b"1AY&SY"),), (".bz2", ".tbz", ".tbz2"), wraps=True),
-    "ferro": Row("", ((0, b"\x89FERRO\r\n"),), (".ferro",), True),
+    "ferro": Row("", ((0, b"\x89FERRO\r\n"),), (".ferro",), True, sectors=None),
 }
 
 FOLDERS: Final = ("parallels", "clonezilla", "dmg")  # formats whose images may be folders

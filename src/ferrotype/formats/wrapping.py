@@ -102,6 +102,8 @@ def wrapped_image(
         disks={**inner.disks, **(disks or {})},
         hashes=inner.hashes,
         warnings=(*warnings, *inner.warnings),
+        besides=inner.besides,
+        remarks=inner.remarks,
         check=both if check is not None or inner.check is not None else None,
         close=keep.close,
         missing=inner.missing,

@@ -21,7 +21,7 @@ from typing import Final
 
 from ferrotype.block import Source
 from ferrotype.errors import DeviceError, FormatError, InvalidImage, UnsupportedError
-from ferrotype.formats import MAX_SIZE, Image
+from ferrotype.formats import MAX_SIZE, Image, left_out
 from ferrotype.formats.aff4.check import CheckedMap, CheckedStream, check, check_root, map_hashes, plain_hashes
 from ferrotype.formats.aff4.codecs import CODECS
 from ferrotype.formats.aff4.streams import Chunks, MapSource, Pattern, Stream, StreamSource, points
@@ -78,6 +78,7 @@ def open(file: Source, related: Related) -> Image:
         facts=volumes.facts(subject),
         disks={urn: partial(volumes.image, urn) for urn in images[1:]},
         hashes=hashes,
+        besides=left_out("further disk", images[1:]),
         check=prove,
         close=keep.close,
     )

@@ -26,7 +26,7 @@ from ferrotype.block import Source, read
 from ferrotype.block.memory import MemoryDisk
 from ferrotype.block.views import Concat, Slice
 from ferrotype.errors import FormatError, InvalidImage, UnsupportedError, UsageError
-from ferrotype.formats import MAX_SIZE, Image, ntfsclone, partclone
+from ferrotype.formats import MAX_SIZE, Image, left_out, ntfsclone, partclone
 from ferrotype.formats.clonezilla.disk import composed, swap_page
 from ferrotype.formats.clonezilla.tables import (
     Partition,
@@ -120,6 +120,7 @@ def open_folder(path: Path, related: Related) -> Image:
         facts=facts,
         disks={name: (lambda source=source: Slice(source, 0, source.size)) for name, source in further.items()},  # type: ignore[misc]
         warnings=tuple(folder.warnings),
+        besides=left_out("further disk", (list(whole) or list(further))[1:]),
         check=lambda job: _damages(checks, job),
         close=keep.close,
     )

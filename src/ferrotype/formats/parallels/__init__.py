@@ -66,15 +66,21 @@ def open(file: Source, related: Related) -> Image:
     """One expandable image alone; with the others of its disk where it is one of several, open the folder."""
     image = Expandable(file)
     warnings = image.warnings
+    besides: tuple[str, ...] = ()
     if (beside := related.sibling(DESCRIPTOR, "descriptor")) is not None:
-        from ferrotype.formats.parallels.folder import has_parent
+        from ferrotype.formats.parallels.folder import has_parent, is_older
 
-        with_parent = has_parent(beside, related.path.name if related.path else "")
+        name = related.path.name if related.path else ""
+        with_parent = has_parent(beside, name)
+        if is_older(beside, name):
+            besides = (
+                "the file is that of a snapshot, and the disk is newer: open its folder for the disk as it is now",
+            )
         beside.close()
         if with_parent:
             warnings += ("the file holds only what changed since a snapshot; open its folder for the whole disk",)
     source = image.source(None)
-    return Image("parallels", source, facts=image.facts, warnings=warnings, close=file.close)
+    return Image("parallels", source, facts=image.facts, warnings=warnings, besides=besides, close=file.close)
 
 
 def probe_folder(path: Path) -> bool:

@@ -24,14 +24,14 @@ from xml.parsers import expat
 from ferrotype.block import Source, Traits, read
 from ferrotype.block.views import Concat, Slice, Unavailable
 from ferrotype.errors import FerrotypeError, FormatError, InvalidImage, UnsupportedError
-from ferrotype.formats import MAX_SIZE, Image
+from ferrotype.formats import MAX_SIZE, Image, left_out
 from ferrotype.formats.outside import attempt
 from ferrotype.formats.parallels import DESCRIPTOR, Expandable, probe
 from ferrotype.formats.related import MAX_DEPTH, Related
 from ferrotype.formats.tables import SECTOR
 from ferrotype.units import MiB
 
-__all__ = ["has_parent", "open_disk"]
+__all__ = ["has_parent", "is_older", "open_disk"]
 
 _MAX_DESCRIPTOR: Final = MiB  # bytes; a disk with many snapshots has a few KiB
 _MAX_NESTING: Final = 32
@@ -48,6 +48,16 @@ def has_parent(descriptor: Source, name: str) -> bool:
         return False
     guids = {guid for storage in disk.storages for guid, file in storage.files.items() if file.name == name}
     return any(disk.parents.get(guid, _NONE) != _NONE for guid in guids)
+
+
+def is_older(descriptor: Source, name: str) -> bool:
+    """Whether another image stands over the one called ``name``; False where the descriptor cannot be read."""
+    try:
+        disk = _parsed(descriptor)
+    except FormatError:
+        return False
+    guids = {guid for storage in disk.storages for guid, file in storage.files.items() if file.name == name}
+    return bool(guids) and disk.top not in guids
 
 
 def open_disk(related: Related) -> Image:
@@ -74,6 +84,7 @@ def open_disk(related: Related) -> Image:
         },
         disks={guid.strip("{}"): _opener(disk, guid, files) for guid in disk.parents if guid != disk.top},
         warnings=tuple(files.warnings),
+        besides=left_out("snapshot", [guid.strip("{}") for guid in disk.parents if guid != disk.top]),
         close=keep.close,
         missing=files.missing,
     )

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from ferrotype.block import Source, read, read_exactly
 from ferrotype.block.views import Slice
 from ferrotype.errors import FerrotypeError, InvalidImage, KeyRefused, UnsupportedError
-from ferrotype.formats import Image
+from ferrotype.formats import Image, left_out
 from ferrotype.formats.backing import format_told, open_backing
 from ferrotype.formats.codecs import inflate, unzstd
 from ferrotype.formats.levels import BAD, Geometry, TwoLevels, Words, read_first_level
@@ -47,6 +47,7 @@ from ferrotype.formats.qcow2.header import (
     MAGIC,
     RAW_DATA_FILE,
     ZSTD,
+    Bitmap,
     Header,
     Snapshot,
     bitmaps,
@@ -98,8 +99,10 @@ def open(file: Source, related: Related) -> Image:
                     {"name": one.name, "granularity": one.granularity, "flags": list(one.flags)} for one in listed
                 ],
             },
-            disks=_disks(taken, tables, source),
+            disks=(disks := _disks(taken, tables, source)),
             warnings=_warnings(header, parent),
+            besides=_besides(taken, list(disks)),
+            remarks=_remarks(listed),
             close=stack.pop_all().close,
             missing=no_data or no_key or no_parent,
         )
@@ -169,6 +172,19 @@ def _warnings(header: Header, parent: Image | None) -> tuple[str, ...]:
     if parent is not None and header.text(EXT_BACKING_FORMAT) is None:
         warnings.append(f"the image does not say in which format its backing file is; it looks like {parent.format}")
     return (*warnings, *(parent.warnings if parent else ()))
+
+
+def _besides(taken: list[Snapshot], names: list[str]) -> tuple[str, ...]:
+    running = sum(one.vm_state_size > 0 for one in taken)
+    memory = f"{running} of its internal snapshots hold the memory of a running machine, which is not taken"
+    return (*left_out("internal snapshot", names), *((memory,) if running else ()))
+
+
+def _remarks(listed: list[Bitmap]) -> tuple[str, ...]:
+    if not listed:
+        return ()
+    named = ", ".join(one.name for one in listed[:5]) + (" ..." if len(listed) > 5 else "")
+    return (f"its persistent bitmaps ({named}) are not taken: whoever backs up by them begins with a full backup",)
 
 
 # ---------------------------------------------------------------------- where clusters stand

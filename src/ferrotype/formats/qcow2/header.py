@@ -358,3 +358,9 @@ def bitmaps(file: Source, header: Header) -> list[Bitmap]:
         found.append(Bitmap(name, 1 << entry.granularity_bits, flags))
         at = -(-at // 8) * 8
     return found
+
+
+def parents_named(file: Source) -> list[str]:
+    """The name of the backing file.  Raises InvalidImage and UnsupportedError."""
+    name = read_header(file).backing
+    return [] if name is None else [name]

@@ -236,6 +236,17 @@ def _id_of(name: str, related: Related) -> bytes | None:
         file.close()
 
 
+def own_id(file: Source) -> str:
+    """How ``parents_named`` calls the image.  Raises InvalidImage and UnsupportedError."""
+    return f"vdi:{_disk(file).id.hex()}"
+
+
+def parents_named(file: Source) -> list[str]:
+    """The id of the parent of a differencing disk, which has no name.  Raises InvalidImage and UnsupportedError."""
+    disk = _disk(file)
+    return [] if disk.kind in (DYNAMIC, FIXED) or not any(disk.parent) else [f"vdi:{disk.parent.hex()}"]
+
+
 # ---------------------------------------------------------------------- blocks
 
 

@@ -150,6 +150,12 @@ def _dynamic_header(file: Source, footer: Footer) -> tuple[DynamicHeader, tuple[
     return header, ()
 
 
+def parents_named(file: Source) -> list[str]:
+    """The names that the parent of a differencing disk may have.  Raises InvalidImage and UnsupportedError."""
+    footer = find_footer(file).footer
+    return parent_names(file, _dynamic_header(file, footer)[0]) if footer.DiskType == DIFFERENCING else []
+
+
 class _Blocks:
     """The layout of a dynamic or differencing disk."""
 

@@ -121,6 +121,13 @@ def open(file: Source, related: Related) -> Image:
         )
 
 
+def parents_named(file: Source) -> list[str]:
+    """The names that the parent of a differencing disk may have.  Raises InvalidImage and UnsupportedError."""
+    places, _ = regions(file, current_header(file)[0])
+    locator = disk_metadata(file, places["metadata"]).parent
+    return _named(locator)[0] if locator is not None else []
+
+
 # ---------------------------------------------------------------------- the parent
 
 

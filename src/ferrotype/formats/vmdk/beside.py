@@ -18,7 +18,7 @@ from ferrotype.formats.related import Related
 from ferrotype.formats.vmdk.descriptor import MAX_DESCRIPTOR, NO_PARENT, Descriptor, parse
 from ferrotype.formats.vmdk.sparse import MAGIC, embedded_descriptor
 
-__all__ = ["Extents", "descriptor_in", "parent_name"]
+__all__ = ["Extents", "descriptor_in", "parent_name", "parents_named"]
 
 _PART: Final = re.compile(r"(.*?)((?:-[sf]\d{3,6}|-flat|-delta|-sesparse)\.vmdk)", re.IGNORECASE | re.DOTALL)
 
@@ -29,6 +29,12 @@ def descriptor_in(file: Source) -> Descriptor | None:
         text = embedded_descriptor(file)
         return parse(text) if text is not None and text.strip(b"\0") else None
     return parse(read_exactly(file, 0, file.size, "the descriptor")) if file.size <= MAX_DESCRIPTOR else None
+
+
+def parents_named(file: Source) -> list[str]:
+    """The parent's name, as the descriptor says it.  Raises InvalidImage and UnsupportedError."""
+    found = descriptor_in(file)
+    return [] if found is None or found.parent_hint is None else [found.parent_hint]
 
 
 def _glance(related: Related, name: str, what: str) -> Descriptor | None:

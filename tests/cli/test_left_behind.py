@@ -1,0 +1,111 @@
+"""What a disk image holds besides its disk, or what lies beside it, is told by whoever takes the disk alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import ferrotype as api
+from ferrotype.job import NullJob
+from ferrotype.units import MiB
+from tests.cli.program import ferrotype
+from tests.machine import loop, need, run
+
+
+@pytest.fixture
+def qcow2(tmp_path: Path) -> Path:
+    """One internal snapshot and one bitmap."""
+    need("qemu-img")
+    path = tmp_path / "d.qcow2"
+    run("qemu-img", "create", "-q", "-f", "qcow2", path, "1M")
+    run("qemu-img", "snapshot", "-c", "before-upgrade", path)
+    run("qemu-img", "bitmap", "--add", path, "cbt0")
+    return path
+
+
+def test_internal_snapshots_are_told_wherever_the_disk_is_taken(qcow2: Path, tmp_path: Path) -> None:
+    said = ferrotype("convert", qcow2, tmp_path / "a.raw", "--json", code=8).document["warnings"]
+    assert any("1 internal snapshot is not taken (before-upgrade)" in one for one in said)
+    assert any("bitmaps (cbt0)" in one for one in said)
+    said = ferrotype("backup", qcow2, tmp_path / "a.ferro", "--json", code=8).document["warnings"]
+    assert any("before-upgrade" in one for one in said)
+    assert any("before-upgrade" in one for one in ferrotype("info", qcow2, "--json").document["warnings"])
+    ferrotype("convert", f"{qcow2}::before-upgrade", tmp_path / "b.raw")  # it was chosen
+    job = NullJob()
+    api.convert(qcow2, tmp_path / "c.raw", job=job)
+    assert any("before-upgrade" in one for one in job.warnings)
+
+
+def test_bitmaps_alone_are_a_remark(tmp_path: Path) -> None:
+    need("qemu-img")
+    path = tmp_path / "d.qcow2"
+    run("qemu-img", "create", "-q", "-f", "qcow2", path, "1M")
+    run("qemu-img", "bitmap", "--add", path, "cbt0")
+    said = ferrotype("convert", path, tmp_path / "a.raw", "--json").document["warnings"]
+    assert any("bitmaps (cbt0)" in one for one in said)
+
+
+@pytest.mark.parametrize("format", ["qcow2", "qed", "vmdk"])
+def test_the_base_of_a_chain_is_told(tmp_path: Path, format: str) -> None:
+    need("qemu-img")
+    base, middle, top = tmp_path / f"vm.{format}", tmp_path / "vm.snap1", tmp_path / "other.snap2"
+    run("qemu-img", "create", "-q", "-f", format, base, "1M")
+    run("qemu-img", "create", "-q", "-f", format, "-b", base.name, "-F", format, middle)
+    run("qemu-img", "create", "-q", "-f", format, "-b", middle.name, "-F", format, top)
+    os.mkfifo(tmp_path / "vm.pipe")  # never waited for
+    said = ferrotype("convert", base, tmp_path / "a.raw", "--json", code=8).document["warnings"]
+    assert any("other.snap2 says that it stands over this file" in one for one in said)
+    assert ferrotype("info", base, "--json").document["warnings"]
+    said = ferrotype("backup", middle, tmp_path / "a.ferro", "--json", code=8).document["warnings"]
+    assert any("other.snap2 says" in one for one in said)
+    ferrotype("convert", top, tmp_path / "b.raw")
+
+
+def test_a_raw_base_under_an_absolute_name_and_a_loop(tmp_path: Path) -> None:
+    need("qemu-img")
+    base = tmp_path / "base.raw"
+    base.write_bytes(bytes(MiB))
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", tmp_path / "a.qcow2")
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", tmp_path / "b.qcow2")
+    said = ferrotype("convert", base, tmp_path / "out.vdi", "--json", code=8).document["warnings"]
+    assert any("2 files beside it (a.qcow2, b.qcow2) say" in one for one in said)
+    run("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", "a.qcow2", "-F", "qcow2", tmp_path / "b.qcow2")
+    run("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", "b.qcow2", "-F", "qcow2", tmp_path / "a.qcow2")
+    ferrotype("convert", base, tmp_path / "out2.vdi")
+
+
+# ---------------------------------------------------------------------- sectors of 4096 bytes
+
+
+@pytest.fixture
+def large_sectors(tmp_path: Path) -> Path:
+    """A disk whose GPT counts in sectors of 4096 bytes."""
+    need("sfdisk")
+    path = tmp_path / "d.img"
+    with path.open("wb") as file:
+        file.truncate(16 * MiB)
+    with loop(path, sector_size=4096) as device:
+        run("sfdisk", "-q", "--no-reread", "--no-tell-kernel", device, text_in="label: gpt\nstart=256, size=1024\n")
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.qcow2", "a.vhd", "a.vmdk", "a.vdi"])
+def test_a_format_that_shows_sectors_of_512_is_told(large_sectors: Path, tmp_path: Path, name: str) -> None:
+    said = ferrotype("convert", large_sectors, tmp_path / name, "--json", code=8).document["warnings"]
+    assert any("counts in sectors of 4096" in one for one in said)
+
+
+@pytest.mark.parametrize("name", ["a.vhdx", "a.E01"])
+def test_a_format_that_can_say_4096_says_it(large_sectors: Path, tmp_path: Path, name: str) -> None:
+    ferrotype("convert", large_sectors, tmp_path / name)
+    with api.open_disk(tmp_path / name) as source:
+        assert (source.traits.sector_size, source.traits.sector_known) == (4096, True)
+    if name == "a.E01":
+        need("ewfinfo", "ewfverify")
+        assert "4096" in next(line for line in run("ewfinfo", tmp_path / name).splitlines() if "per sector" in line)
+        run("ewfverify", "-q", tmp_path / name)
+    else:  # [MS-VHDX] 2.6.2.4: QEMU opens no such disk
+        info = ferrotype("info", tmp_path / name, "--json").document
+        assert info["container"]["logical_sector_size"] == 4096
