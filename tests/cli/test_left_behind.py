@@ -109,3 +109,53 @@ def test_a_format_that_can_say_4096_says_it(large_sectors: Path, tmp_path: Path,
     else:  # [MS-VHDX] 2.6.2.4: QEMU opens no such disk
         info = ferrotype("info", tmp_path / name, "--json").document
         assert info["container"]["logical_sector_size"] == 4096
+
+
+# ---------------------------------------------------------------------- maps of ddrescue
+
+MAP = """# Mapfile. Created by GNU ddrescue version 1.27
+# Command line: ddrescue /dev/sdb d.img d.map
+0x00300000     ?               1
+0x00000000  0x00100000  +
+0x00100000  0x00100000  -
+0x00200000  0x00080000  /
+0x00280000  0x00180000  +
+"""
+
+
+@pytest.mark.parametrize("name", ["d.map", "d.img.map", "d.mapfile", "d.log"])
+def test_what_ddrescue_has_not_read_is_unreadable_and_kept(tmp_path: Path, name: str) -> None:
+    content = os.urandom(4 * MiB)
+    (tmp_path / "d.img").write_bytes(content)
+    (tmp_path / name).write_text(MAP)
+    unread = [{"start": MiB, "length": 3 * MiB // 2}]
+    done = ferrotype("backup", tmp_path / "d.img", tmp_path / "a.ferro", "--json", code=8).document
+    assert done["unreadable"] == [{"disk": "d.img", **unread[0]}]
+    ferrotype("restore", tmp_path / "a.ferro", tmp_path / "back.img", code=8)
+    assert (tmp_path / "back.img").read_bytes() == content
+    done = ferrotype("convert", tmp_path / "d.img", tmp_path / "a.E01", "--json", code=8).document
+    assert done["unreadable"] == unread
+    with api.open_disk(tmp_path / "a.E01") as source:
+        assert list(source.unreadable) == [(MiB, 3 * MiB // 2)]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (MAP.replace("0x00280000  0x00180000  +", "0x0028"), "damaged or cut short"),
+        (MAP.replace("0x00180000", "0x00980000"), "the file has 4194304"),
+    ],
+)
+def test_a_map_that_is_no_good_is_told(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "d.img").write_bytes(bytes(4 * MiB))
+    (tmp_path / "d.map").write_text(text)
+    found = ferrotype("convert", tmp_path / "d.img", tmp_path / "a.vdi", "--json", code=8).document["warnings"]
+    assert any(said in one for one in found)
+
+
+def test_other_files_with_such_names_say_nothing(tmp_path: Path) -> None:
+    (tmp_path / "d.img").write_bytes(bytes(MiB))
+    (tmp_path / "d.log").write_text("0x0 0x100 -\n")
+    os.mkfifo(tmp_path / "d.map")
+    (tmp_path / "d.img.map").symlink_to("/dev/zero")
+    ferrotype("convert", tmp_path / "d.img", tmp_path / "a.vdi")

@@ -27,7 +27,7 @@ from ferrotype.extents import ExtentMap
 from ferrotype.job import Job
 from ferrotype.units import KiB, MiB
 
-__all__ = ["Lenient", "Limits", "Marked", "clipped", "joined", "known_unreadable"]
+__all__ = ["Lenient", "Limits", "Marked", "MarkedSource", "clipped", "joined", "known_unreadable"]
 
 Range = tuple[int, int]  # start and length in bytes
 
@@ -51,6 +51,28 @@ class Marked(Protocol):
 
     @property
     def unreadable(self) -> Sequence[Range]: ...
+
+
+class MarkedSource:
+    """A source of which somebody knows where its bytes stand for what could not be read.  It owns the source."""
+
+    def __init__(self, source: Source, unreadable: Sequence[Range]) -> None:
+        self._source = source
+        self.unreadable = unreadable
+        self.traits = source.traits
+
+    @property
+    def size(self) -> int:
+        return self._source.size
+
+    def read_into(self, offset: int, buf: memoryview, /) -> None:
+        self._source.read_into(offset, buf)
+
+    def extents(self, offset: int, length: int, /) -> ExtentMap:
+        return self._source.extents(offset, length)
+
+    def close(self) -> None:
+        self._source.close()
 
 
 def known_unreadable(source: Source, offset: int = 0, length: int | None = None) -> list[Range]:

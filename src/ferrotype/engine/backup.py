@@ -70,13 +70,14 @@ def backup(repository: Repository, sources: Sequence[NamedSource], options: Back
         if writer.adopted:
             job.note(f"a backup that was cut is taken up again: {writer.adopted} chunks of it are used")
         total = Tally()
-        records, reasons = [], dict[str, str]()
+        records, reasons, said = [], dict[str, str](), dict[str, str]()
         for disk in prepared:
             job.begin(f"backing up {disk.named.name}", disk.plan.data_bytes)
             worker = BatchSealer(repository, writer, disk, job)
             record, tally = _backup_disk(worker, writer, disk, options, job)
             records.append(record)
             reasons[record.name] = worker.source.reason
+            said[record.name] = unreadable.EITHER if worker.source.known else unreadable.NOW
             total.add(tally)
         job.begin("reading back and committing" if options.verify_after else "committing")
         statistics = Statistics(
@@ -110,7 +111,12 @@ def backup(repository: Repository, sources: Sequence[NamedSource], options: Back
     warn_of_clock(snapshot, known, prepared, job)
     for record in records:
         unreadable.tell(
-            record.name, record.unreadable, job, sector=record.sector_size, reason=reasons.get(record.name, "")
+            record.name,
+            record.unreadable,
+            job,
+            sector=record.sector_size,
+            what=said[record.name],
+            reason=reasons.get(record.name, ""),
         )
     return snapshot
 

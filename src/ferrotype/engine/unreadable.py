@@ -18,6 +18,7 @@ Range = tuple[int, int]  # start and length in bytes
 _NAMED: Final = 20  # ranges that are told one by one
 
 NOW: Final = "could not be read and are zeros"
+EITHER: Final = "could not be read, now or when the source was made"
 BEFORE: Final = "are zeros: they could not be read when the backup was made"
 
 

@@ -15,9 +15,11 @@ from typing import Final
 
 from ferrotype.block import Source, Traits
 from ferrotype.block.file import FileSink, check_write
+from ferrotype.block.lenient import MarkedSource
 from ferrotype.block.outputs import Outputs, in_a_row
 from ferrotype.errors import UsageError
 from ferrotype.formats import Image, Option, Options, Room, Spec, WritableSink, one_of
+from ferrotype.formats.mapfile import map_beside
 from ferrotype.formats.related import Related
 from ferrotype.formats.split import MAX_PARTS, SplitFile
 from ferrotype.units import MiB, parse_size
@@ -42,11 +44,16 @@ def probe(file: Source) -> bool:  # noqa: ARG001
     return False
 
 
-def open(file: Source, related: Related) -> Image:  # noqa: ARG001  the protocol's signature
-    """The file as it is, or all parts of it."""
+def open(file: Source, related: Related) -> Image:
+    """The file as it is, or all parts of it.  What a map of ddrescue beside it calls unread is unreadable."""
+    facts: dict[str, object] = {"subformat": "flat"}
     if isinstance(file, SplitFile) and file.count > 1:
-        return Image("raw", file, facts={"subformat": "split", "parts": file.count})
-    return Image("raw", file, facts={"subformat": "flat"})
+        facts = {"subformat": "split", "parts": file.count}
+    found = map_beside(related, file.size)
+    if found is None:
+        return Image("raw", file, facts=facts)
+    source = MarkedSource(file, found.unread) if found.unread else file
+    return Image("raw", source, facts=facts, warnings=found.warnings)
 
 
 def room(spec: Spec) -> Room:
