@@ -159,3 +159,29 @@ def test_other_files_with_such_names_say_nothing(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "d.map")
     (tmp_path / "d.img.map").symlink_to("/dev/zero")
     ferrotype("convert", tmp_path / "d.img", tmp_path / "a.vdi")
+
+
+# ---------------------------------------------------------------------- volumes that begin elsewhere
+
+
+@pytest.mark.parametrize(
+    ("verb", "start", "told"), [("restore", 8192, True), ("convert", 8192, True), ("restore", 2048, False)]
+)
+def test_a_volume_that_begins_elsewhere_now_is_told(tmp_path: Path, verb: str, start: int, told: bool) -> None:
+    need("mkntfs", "sfdisk")
+    source, fs, target = tmp_path / "d.img", tmp_path / "fs", tmp_path / "t.img"
+    for path, size in ((source, 12), (fs, 8), (target, 16)):
+        with path.open("wb") as file:
+            file.truncate(size * MiB)
+    run("sfdisk", "-q", source, text_in="label: dos\nstart=2048, size=16384, type=7, bootable\n")
+    run("mkntfs", "-qFQ", "-p", "2048", "-H", "255", "-S", "63", fs)
+    with source.open("r+b") as file:
+        file.seek(MiB)
+        file.write(fs.read_bytes())
+    with loop(target, offset=start * 512, size=8 * MiB) as device:
+        if verb == "restore":
+            ferrotype("backup", source, tmp_path / "a.ferro")
+            said = ferrotype("restore", "--force", "--json", f"{tmp_path / 'a.ferro'}#1", device).document["warnings"]
+        else:
+            said = ferrotype("convert", "--force", "--json", f"{source}#1", device).document["warnings"]
+    assert any("says that its partition begins at byte 1048576" in one for one in said) == told

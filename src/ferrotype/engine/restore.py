@@ -25,6 +25,7 @@ from ferrotype.block import Sink, Source
 from ferrotype.block.device import aligned_buffer
 from ferrotype.block.lenient import clipped
 from ferrotype.engine.larger import remove_leftovers, settle_table
+from ferrotype.engine.starts import tell_of_start
 from ferrotype.engine.targets import check_takes
 from ferrotype.engine.unreadable import BEFORE, tell
 from ferrotype.errors import CorruptChunk, MissingChunk
@@ -141,6 +142,8 @@ def restore(
         result.table_moved = settle_table(whole, sink, part.disk.sector_size, job, target=target)
     job.begin("flushing")
     sink.flush()
+    if target is not None:
+        tell_of_start(target, job)
     result.seconds = time.monotonic() - began
     result.unreadable = [(start - part.start, length) for start, length in part.unreadable]
     say_what_was_lost(part, job)

@@ -16,6 +16,7 @@ from ferrotype.engine.convert import copy
 from ferrotype.engine.larger import remove_leftovers, settle_table
 from ferrotype.engine.references import OpenDisk
 from ferrotype.engine.sectors import sector_size_of
+from ferrotype.engine.starts import tell_of_start
 from ferrotype.engine.targets import check_fits, check_takes, open_target
 from ferrotype.errors import UsageError
 from ferrotype.job import Job
@@ -55,6 +56,8 @@ def write_device(disk: OpenDisk, wanted: NewImage, job: Job) -> Written:
             moved = settle_table(source, target.sink, sector_size, job, target=target.source)
         job.begin("flushing")
         target.sink.flush()
+        if target.source is not None:
+            tell_of_start(target.source, job)
     done.seconds = time.monotonic() - began
     return Written("raw", done, done.disk_bytes, done.disk_bytes - done.written_bytes, moved)
 
