@@ -50,10 +50,15 @@ class Patience:
         self.heard = time.monotonic()  # when storage last got on with anything
 
     def reach(self, path: Path) -> None:
-        """Raise DeviceError where the storage of ``path`` does not answer; whether it is there is not said."""
+        """Raise DeviceError where the storage of ``path`` does not answer; an error is an answer, too."""
         storage = Storage(path, self)
+
+        def look(_: Beat) -> None:
+            with contextlib.suppress(OSError):
+                path.stat()
+
         try:
-            storage.call(lambda _: path.exists())
+            storage.call(look)
         finally:
             storage.release()
 
