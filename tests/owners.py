@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 import uuid
 from collections.abc import Callable
+from functools import reduce
+from operator import xor
 
 from ferrotype.units import KiB
 
@@ -56,6 +58,61 @@ def _zfs_label(label: int, uberblocks: int) -> Owner:
 
     return put
 
+
+def _xor(disk: bytearray, start: int, length: int, at: int, code: str) -> None:
+    """Put the word at ``at`` that makes all words XOR to zero."""
+    words = struct.unpack_from(code[0] + str(length // 2) + code[1], disk, start)
+    struct.pack_into(code, disk, at, reduce(xor, words))
+
+
+def _sum(disk: bytearray, start: int, length: int, at: int) -> None:
+    """Put the big-endian word at ``at`` that makes all words add up to zero."""
+    words = struct.unpack_from(f">{length // 4}I", disk, start)
+    struct.pack_into(">I", disk, at, -sum(words) & 0xFFFFFFFF)
+
+
+def _bsd(at: int, order: str) -> Owner:
+    def put(disk: bytearray) -> None:
+        disk[at : at + 148 + 8 * 16] = bytes(148 + 8 * 16)
+        struct.pack_into(order + "I", disk, at, 0x82564557)
+        struct.pack_into(order + "IHH", disk, at + 132, 0x82564557, 0, 8)
+        struct.pack_into(order + "II", disk, at + 148, 4096, 64)
+        _xor(disk, at, 148 + 8 * 16, at + 136, "<H")
+
+    return put
+
+
+def _sun(disk: bytearray) -> None:
+    struct.pack_into(">HH", disk, 508, 0xDABE, 0)
+    _xor(disk, 0, 512, 510, ">H")
+
+
+def _sgi(disk: bytearray) -> None:
+    struct.pack_into(">I", disk, 0, 0x0BE5A941)
+    struct.pack_into(">I", disk, 504, 0)
+    _sum(disk, 0, 512, 504)
+
+
+def _amiga(disk: bytearray) -> None:
+    disk[512:768] = (b"RDSK" + struct.pack(">III", 64, 0, 7)).ljust(256, b"\0")
+    _sum(disk, 512, 256, 520)
+
+
+def _solaris(disk: bytearray) -> None:
+    struct.pack_into("<II8sHH", disk, 512 + 12, 0x600DDEEE, 1, b"", 512, 16)
+
+
+LABELS: dict[str, Owner] = {
+    "BSD": _bsd(512, "<"),
+    "BSD, big-endian, in sector 0": _bsd(64, ">"),
+    "Sun": _sun,
+    "SGI": _sgi,
+    "Amiga": _amiga,
+    "Solaris": _solaris,
+    "AIX": _bytes_at(0, b"\xc9\xc2\xd4\xc1"),
+    "System/390": _bytes_at(8192, b"\xe5\xd6\xd3\xf1"),
+}
+"""Tables of other systems, as their own tools lay them out."""
 
 OWNERS: dict[str, Owner] = {
     "md 1.0": md_1(-1),

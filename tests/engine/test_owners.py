@@ -15,11 +15,13 @@ from pathlib import Path
 import pytest
 
 from ferrotype.block.file import FileSource
+from ferrotype.block.views import Slice
 from ferrotype.engine.survey import Survey, survey
 from ferrotype.extents import State
 from ferrotype.units import MiB
+from ferrotype.volumes.labels import labels
 from tests.machine import run
-from tests.owners import OWNERS, md_1
+from tests.owners import LABELS, OWNERS, md_1
 from tests.volumes.disks import blank, sfdisk
 
 SIZE = 24 * MiB
@@ -110,6 +112,64 @@ def test_a_partition_that_is_a_container_by_its_type_is_kept_whole(tmp_path: Pat
     assert found.volumes[0].as_json()["kept"]
 
 
+@pytest.mark.parametrize("scope", ["partition", "disk"])
+@pytest.mark.parametrize("header", ["ext4", "swap"])
+def test_what_has_a_table_of_another_system_is_kept_whole(tmp_path: Path, scope: str, header: str) -> None:
+    for name, put in LABELS.items():
+        inner = bytearray(_stale(header))
+        put(inner)
+        disk = _disk(tmp_path, TABLES["mbr"], header)
+        if scope == "partition":
+            disk[START : START + PART] = inner
+        found = _surveyed(tmp_path, disk if scope == "partition" else inner)
+        assert found.extents.total(State.FREE) == 0, name
+        assert found.volumes[0].note, name
+
+
+def test_the_tables_of_other_systems_are_those_of_util_linux(tmp_path: Path) -> None:
+    for kind, name in {"sun": "Sun", "sgi": "SGI"}.items():
+        with FileSource(sfdisk(blank(tmp_path / kind), f"label: {kind}")) as source:
+            assert labels(source) == [name]
+    disk = sfdisk(blank(tmp_path / "bsd"), "label: dos\nstart=2048, type=a5")
+    run("fdisk", disk, text_in="b\ny\nw\nq\n")
+    with FileSource(disk) as source:
+        assert labels(source) == []
+        assert labels(Slice(source, MiB, 15 * MiB)) == ["BSD"]
+    for name in ("BSD", "Sun", "SGI"):  # and those that these tests make
+        path = tmp_path / "made"
+        made = bytearray(4 * MiB)
+        LABELS[name](made)
+        path.write_bytes(made)
+        assert f"Disklabel type: {name.lower()}" in run("fdisk", "-l", path)
+
+
+@pytest.mark.parametrize("kind", ["dos", "gpt"])
+@pytest.mark.parametrize("header", ["ext4", "vfat"])
+def test_a_partition_that_is_a_disk_of_its_own_is_kept_whole(tmp_path: Path, kind: str, header: str) -> None:
+    """As virtual machines are given partitions: a table in the partition, and an older file system in its gaps."""
+    inner = sfdisk(blank(tmp_path / "inner", PART), f"label: {kind}\nstart=8192, size=16384").read_bytes()
+    disk = _disk(tmp_path, TABLES["mbr"], header)
+    for at in range(0, PART, 512):
+        if any(inner[at : at + 512]):
+            disk[START + at : START + at + 512] = inner[at : at + 512]
+    assert _surveyed(tmp_path, disk).extents.total(State.FREE) == 0
+
+
+def test_logical_partitions_that_are_hidden_are_kept(tmp_path: Path) -> None:
+    """Whose extended partition has a type that is not followed; the chain begins in its first sector."""
+    disk = _disk(tmp_path, TABLES["mbr"], "ext4")
+    struct.pack_into("<B3sB3sII", disk, START + 446, 0, b"", 0x83, b"", 8192, 16384)
+    disk[START + 510 : START + 512] = b"\x55\xaa"
+    assert _surveyed(tmp_path, disk).extents.total(State.FREE) == 0
+
+
+def test_the_boot_code_of_a_partition_is_no_table(tmp_path: Path) -> None:
+    disk = _disk(tmp_path, TABLES["mbr"], "ext4")
+    disk[START : START + 440] = os.urandom(440)
+    disk[START + 510 : START + 512] = b"\x55\xaa"
+    assert _surveyed(tmp_path, disk).extents.total(State.FREE) > PART // 2
+
+
 def test_what_a_hybrid_mbr_names_besides_the_gpt_is_kept(tmp_path: Path) -> None:
     disk = _disk(tmp_path, TABLES["gpt"], "ext4")
 
@@ -194,6 +254,56 @@ def test_a_volume_that_begins_in_free_space_is_told_and_kept_where_it_is_newer(
     inside = found.extents.clip(at, 4 * MiB)
     assert inside.total(State.FREE) == (0 if kept else 4 * MiB)
     assert found.extents.total(State.FREE) > PART // 4  # the rest is saved in any case
+
+
+INSIDE = {
+    "xfs": ("mkfs.xfs", "--unsupported", "-q", "-f"),
+    "btrfs": ("mkfs.btrfs", "-q", "-f", "--mixed"),
+    "f2fs": ("mkfs.f2fs", "-q", "-f"),
+    "jfs": ("mkfs.jfs", "-q"),
+    "reiserfs": ("mkfs.reiserfs", "-q", "-ff"),
+    "nilfs2": ("mkfs.nilfs2", "-q", "-f", "-B", "16"),
+}
+
+
+@pytest.mark.parametrize("kind", INSIDE)
+def test_a_volume_without_a_map_that_begins_in_free_space_is_told_and_kept(tmp_path: Path, kind: str) -> None:
+    size, inside = 128 * MiB, 64 * MiB
+    outer, inner = blank(tmp_path / "outer", size), blank(tmp_path / "inner", inside)
+    run("mkfs.ext4", "-q", "-b", "4096", "-O", "^has_journal", outer)
+    run(*INSIDE[kind], inner)
+    disk, at = bytearray(outer.read_bytes()), 48 * MiB
+    disk[at : at + inside] = inner.read_bytes()
+    found = _surveyed(tmp_path, disk)
+    assert found.extents.clip(at, inside).total(State.FREE) == 0
+    assert found.extents.total(State.FREE) > size - inside - 32 * MiB  # it says how long it is
+    assert any(f"there is {kind}" in sentence and "kept" in sentence for sentence in found.told.notes)
+
+
+def test_a_container_in_free_space_is_kept_up_to_the_end(tmp_path: Path) -> None:
+    size, at = 96 * MiB, 40 * MiB
+    outer, inner = blank(tmp_path / "outer", size), blank(tmp_path / "inner", size - at)
+    run("mkfs.ext4", "-q", "-b", "4096", "-O", "^has_journal", outer)
+    run("cryptsetup", "luksFormat", "-q", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", inner, text_in="x")
+    disk = bytearray(outer.read_bytes())
+    disk[at : at + 16 * MiB] = inner.read_bytes()[: 16 * MiB]
+    found = _surveyed(tmp_path, disk)
+    assert found.extents.clip(at, size - at).total(State.FREE) == 0
+    assert any("crypto_LUKS" in sentence for sentence in found.told.notes)
+
+
+def test_old_swap_space_and_old_discs_in_free_space_cost_nothing(tmp_path: Path) -> None:
+    size = 96 * MiB
+    outer, swap = blank(tmp_path / "outer", size), blank(tmp_path / "swap", 20 * MiB)
+    run("mkfs.ext4", "-q", "-b", "4096", "-O", "^has_journal", outer)
+    run("mkswap", "-q", swap)
+    clean = bytearray(outer.read_bytes())
+    before = _surveyed(tmp_path, clean).extents.total(State.FREE)
+    clean[40 * MiB : 60 * MiB] = swap.read_bytes()
+    clean[64 * MiB : 64 * MiB + 96] = b"hsqs".ljust(28, b"\0") + b"\4\0".ljust(68, b"\0")
+    found = _surveyed(tmp_path, clean)
+    assert found.extents.total(State.FREE) == before
+    assert any("swap" in sentence for sentence in found.told.notes)
 
 
 @pytest.mark.parametrize("outer", ["vfat", "exfat"])

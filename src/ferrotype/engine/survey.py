@@ -187,7 +187,7 @@ class _Look:
             return replace(volume, note=note), whole
         facts = found.filesystem.facts
         volume = replace(volume, block_size=facts.block_size, clean=facts.unclean is None)
-        why = owner or doubt(self.table, partition, facts.size)
+        why = owner or doubt(self.table, partition, view, facts.size)
         if why is not None:
             if owner is None:  # said once for the whole disk
                 told.notes.append(f"{volume.title}, {found.kind}, is kept whole: {why}")
@@ -233,7 +233,7 @@ class _Look:
         for inner in inner_volumes(view, volume.start, free, known):
             what = f"in the free space of {volume.title}, {volume.filesystem}, there is {inner.words}"
             if (order := inner.order(filesystem.facts)) is not None:
-                free = free.cleared(State.FREE, [(inner.start, inner.facts.size)])
+                free = free.cleared(State.FREE, [(inner.start, inner.size)])
                 self.told.notes.append(f"{what}, which {order} and is kept")
             else:
                 self.told.notes.append(

@@ -9,7 +9,9 @@ partitions and volumes begin, cheaply:
     behind one that was found      where its neighbour may begin
 
 A place counts where it is free and not known to be zeros, has the sign of a volume, and opens as a file system that
-proves itself: by its checksums and by the structures its first sector leads to.
+proves itself: by its checksums and by the structures its first sector leads to.  Of containers and file systems that
+have no map the sign alone counts, where it is long enough; they tell no time, so they are kept: as far as they say
+that they reach, else up to the end of the volume around them.  Swap space is told only: nothing in it is missed.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from ferrotype.errors import DeviceError
 from ferrotype.extents import ExtentMap, State
 from ferrotype.filesystems import Facts
 from ferrotype.filesystems.registry import identify
+from ferrotype.filesystems.spans import HEAD, begins, span
 from ferrotype.units import MiB, format_size
 from ferrotype.volumes.scan import is_signed
 
@@ -42,29 +45,31 @@ class Inner:
     """A volume inside the free space of another."""
 
     start: int  # byte of the outer volume
-    facts: Facts
+    size: int  # bytes that are its own
+    kind: str  # blkid's name
+    label: str | None
+    written: int | None  # seconds since 1970, where it tells
 
     def order(self, outer: Facts) -> str | None:
-        """How the two follow each other, in words, where it may be alive; None where it is the older one for sure.
-
-        FAT and exFAT tell no time, and swap space has none: what cannot be told is kept.
-        """
+        """How the two follow each other, in words, where it may be alive; None where it is the older one for sure."""
+        if self.kind == "swap":
+            return None
         if outer.kind == "swap":
             return "was written later"
-        if self.facts.written is None or outer.written is None:
+        if self.written is None or outer.written is None:
             return "may have been written later"
-        return "was written later" if self.facts.written > outer.written else None
+        return "was written later" if self.written > outer.written else None
 
     @property
     def words(self) -> str:
-        label = f" ({self.facts.label})" if self.facts.label else ""
-        return f"{self.facts.kind}{label} of {format_size(self.facts.size)} at byte {self.start}"
+        label = f" ({self.label})" if self.label else ""
+        return f"{self.kind}{label} of {format_size(self.size)} at byte {self.start}"
 
 
 def inner_volumes(view: Source, start: int, free: ExtentMap, known: ExtentMap) -> list[Inner]:
     """Volumes in the FREE space of ``view``, which begins at byte ``start`` of its disk; ascending.
 
-    ``free`` and ``known`` are maps of the whole view.  Reads 4 KiB at each of at most some 600 places, and opens at
+    ``free`` and ``known`` are maps of the whole view.  Reads 68 KiB at each of at most some 600 places, and opens at
     most 16 file systems.  Never raises on content.
     """
     found: dict[int, Inner] = {}
@@ -78,7 +83,7 @@ def inner_volumes(view: Source, start: int, free: ExtentMap, known: ExtentMap) -
         inner = _look(view, at)
         if inner is not None:
             found[at] = inner
-            waiting.append(at + inner.facts.size)
+            waiting.append(at + inner.size)
     return [found[at] for at in sorted(found)]
 
 
@@ -102,12 +107,19 @@ def _state(extents: ExtentMap, at: int) -> int:
 
 
 def _look(view: Source, at: int) -> Inner | None:
+    rest = Slice(view, at, view.size - at)
     try:
-        if not is_signed(read(view, at, min(4096, view.size - at))):
+        head = read(rest, 0, min(HEAD, rest.size))
+        if not (is_signed(head) or begins(head)):
             return None
-        found = identify(Slice(view, at, view.size - at))
+        found = identify(rest)
     except DeviceError:
         return None
-    if found is None or found.filesystem is None or found.filesystem.facts.size > view.size - at:
+    if found is None:
         return None
-    return Inner(at, found.filesystem.facts)
+    if found.filesystem is not None:
+        facts = found.filesystem.facts
+        return Inner(at, facts.size, facts.kind, facts.label, facts.written) if facts.size <= rest.size else None
+    if not begins(head):  # a boot sector that leads nowhere
+        return None
+    return Inner(at, span(found.kind, rest) or rest.size, found.kind, found.label, None)
