@@ -231,6 +231,13 @@ def add_a_key(stage: Stage) -> None:
         stage.told.say("keys", "other key")
 
 
+def with_keys_and_no_gap(stage: Stage) -> None:
+    """Whoever adds another key has to move a pack."""
+    one_snapshot(stage)
+    with stage.open() as repository:
+        repository.add_key(Secret(b"another one"), cost=QUICK)
+
+
 def remove_a_key(stage: Stage) -> None:
     with stage.open() as repository:
         for slot in read_slots(repository.store):  # without those that cannot be read
@@ -282,6 +289,8 @@ SCENARIOS = [
     Scenario("compact-volumes", compact_it, gaps("all"), split=SPLIT),
     Scenario("copy", copy_them, beside_another),
     Scenario("key-add", add_a_key, one_snapshot, encrypted_only=True),
+    Scenario("key-add-move", add_a_key, with_keys_and_no_gap, encrypted_only=True),
+    Scenario("key-add-volumes", add_a_key, with_keys_and_no_gap, split=SPLIT, encrypted_only=True),
     Scenario("key-remove", remove_a_key, with_two_keys, encrypted_only=True),
     Scenario("roll-over", roll_over, split=SPLIT),
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from base64 import b64encode
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -20,7 +21,7 @@ from ferrotype.repository import keys, spare
 from ferrotype.repository.keys import Secret
 from ferrotype.repository.slots import read_slots
 from ferrotype.repository.store import Repository
-from tests.repository.small import CHUNK, QUICK, SECRET, back_up, contents, create, open_at
+from tests.repository.small import CHUNK, QUICK, SECRET, back_up, contents, create, open_at, tiny
 
 OTHER = Secret(b"another horse")
 CONTENT = os.urandom(20 * CHUNK)
@@ -142,6 +143,103 @@ def test_a_key_that_was_added_is_in_the_spare(tmp_path: Path) -> None:
             assert contents(repository) == {"first": CONTENT}
 
 
+def without(path: Path, start: int, end: int | None, name: str) -> Path:
+    """A copy of the image that lost bytes: from the end on it is cut there, elsewhere it holds zeros."""
+    data = bytearray(path.read_bytes())
+    if end is None:
+        del data[start:]
+    else:
+        data[start:end] = bytes(end - start)
+    damaged = path.with_name(name)
+    damaged.write_bytes(data)
+    return damaged
+
+
+@pytest.mark.parametrize("removes", [False, True], ids=["added", "first one removed"])
+@pytest.mark.parametrize("more", [0, 1, 12])
+@pytest.mark.parametrize("packs", ["one pack", "packs"])
+def test_keys_that_came_later_are_at_both_ends(tmp_path: Path, removes: bool, more: int, packs: str) -> None:
+    """Either half of the image may be lost, whatever is done to its keys."""
+    path = tmp_path / "a.ferro"
+    with Repository.create(Container.create(path), SECRET, chunk_size=CHUNK, cost=QUICK) as repository:
+        if packs == "packs":
+            tiny(repository)
+        back_up(repository, CONTENT, "first")
+        for number in range(more):
+            repository.add_key(Secret(b"more %d" % number), cost=QUICK)
+        repository.add_key(OTHER, cost=QUICK)
+        if removes:
+            (slot,) = (slot for slot in read_slots(repository.store) if slot.label == "first")
+            repository.remove_key(slot.id)
+        assert repository.warnings == []
+        assert len(places(repository, "key/")) == 2 + more - removes
+        middle = path.stat().st_size // 2 // BLOCK * BLOCK
+        heads = [*places(repository, "config"), *places(repository, "key/")]
+        first = min(middle, places(repository, "pack/")[0].offset)
+        assert all(one.offset + one.span <= first for one in heads)
+        assert places(repository, spare.PREFIX)[-1].offset >= middle
+        assert verify(repository, VerifyOptions(workers=1, deep=True), NullJob()).ok
+        newest = max(entry.offset for entry in cast("Container", repository.store).catalogs())
+    lost = (without(path, newest, newest + BLOCK, "no catalog"),)
+    for damaged in (*lost, without(path, middle, None, "cut"), without(path, 3 * BLOCK, middle, "beheaded")):
+        for number in range(more):
+            open_at(damaged, Secret(b"more %d" % number)).close()
+        open_at(damaged, OTHER).close()
+        if removes:
+            with pytest.raises(KeyRefused):
+                open_at(damaged, SECRET)
+
+
+def test_keys_of_older_images_are_set_apart_by_the_next_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.ferro"
+    with make(path, SECRET) as repository, monkeypatch.context() as before:
+        before.setattr(Container, "bring_forward", lambda *_: True)
+        repository.add_key(OTHER, cost=QUICK)
+        assert places(repository, "key/")[-1].offset > places(repository, "pack/")[-1].offset
+    with open_at(path, OTHER, writable=True) as repository:
+        back_up(repository, CONTENT, "nothing new")
+        assert places(repository, "key/")[-1].offset < places(repository, "pack/")[0].offset
+        assert contents(repository) == {"first": CONTENT, "nothing new": CONTENT}
+
+
+def test_while_others_read_the_keys_stay_together_and_that_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "a.ferro"
+    with make(path, SECRET) as repository:
+        with open_at(path, SECRET) as reader:
+            repository.add_key(OTHER, cost=QUICK)
+            assert contents(reader) == {"first": CONTENT}
+        assert len(repository.warnings) == 1
+        back_up(repository, CONTENT, "again")
+        assert places(repository, "key/")[-1].offset < places(repository, "pack/")[0].offset
+
+
+def test_where_nothing_can_give_way_the_key_is_added_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ferrotype.errors import DeviceError
+    from ferrotype.objects.volumes import PosixFile
+
+    path = tmp_path / "a.ferro"
+    with make(path, SECRET) as repository:
+        repository.add_key(Secret(b"into the gap of the first catalog"), cost=QUICK)
+        bad, read = places(repository, "pack/")[0].offset, PosixFile.read
+
+        def failing(self: PosixFile, offset: int, length: int, /) -> bytes:
+            if offset <= bad < offset + length:
+                raise DeviceError("a bad sector")
+            return read(self, offset, length)
+
+        with monkeypatch.context() as broken:
+            broken.setattr(PosixFile, "read", failing)
+            repository.add_key(OTHER, cost=QUICK)
+        assert len(repository.warnings) == 1
+    with open_at(path, OTHER) as repository:
+        assert contents(repository) == {"first": CONTENT}
+        assert verify(repository, VerifyOptions(workers=1, deep=True), NullJob()).ok
+
+
 @pytest.mark.parametrize("punches", [True, False], ids=["holes", "no holes"])
 def test_nothing_of_a_removed_key_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, punches: bool) -> None:
     from ferrotype.objects.volumes import PosixFile
@@ -153,7 +251,9 @@ def test_nothing_of_a_removed_key_stays(tmp_path: Path, monkeypatch: pytest.Monk
         for number in range(20):  # a spare of several blocks
             repository.add_key(Secret(b"more %d" % number), cost=QUICK)
             back_up(repository, os.urandom(10 * CHUNK), f"more {number}")
+        kept = repository.add_key(Secret(b"kept"), cost=QUICK)
         gone = repository.add_key(OTHER, cost=QUICK)
+        repository.remove_key(kept.id)  # a gap of one block, and then one in front of a large gap
         repository.remove_key(gone.id)
         assert places(repository, spare.PREFIX)[-1].span > BLOCK
     with pytest.raises(KeyRefused):
@@ -162,6 +262,25 @@ def test_nothing_of_a_removed_key_stays(tmp_path: Path, monkeypatch: pytest.Monk
     held = spare.Spare(stored=0, objects={"x": b64encode(keys.encode_slot(gone)).decode()})
     for secret in (gone.locked.encode(), gone.salt.encode(), held.objects["x"][40:200].encode()):
         assert secret not in data
+
+
+def test_nothing_of_keys_stays_in_a_large_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pack of more than 64 KiB gave way, no hole can be punched, and such gaps are not overwritten as a whole."""
+    from ferrotype.objects.volumes import PosixFile
+
+    monkeypatch.setattr(PosixFile, "punch", lambda *_: False)
+    path = tmp_path / "a.ferro"
+    with Repository.create(Container.create(path), SECRET, chunk_size=CHUNK, cost=QUICK) as repository:
+        back_up(repository, CONTENT, "first")
+        added = [repository.add_key(Secret(b"more %d" % number), cost=QUICK) for number in range(4)]
+        (pack,) = places(repository, "pack/")
+        assert pack.offset > places(repository, "key/")[-1].offset + 2**16
+        for slot in added[1:]:
+            repository.remove_key(slot.id)
+    data = path.read_bytes()
+    assert added[0].locked.encode() in data
+    for slot in added[1:]:
+        assert slot.locked.encode() not in data
 
 
 def test_pruning_and_compacting_leave_one_at_the_end(tmp_path: Path, secret: Secret | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ferrotype.job import Job
 from ferrotype.objects.container import Container
 from ferrotype.repository.config import NAME as CONFIG
-from ferrotype.repository.spare import PREFIX, read_heads, renew
+from ferrotype.repository.spare import PREFIX, bring_forward, read_heads, renew
 
 
 def compact(container: Container, job: Job) -> int:
@@ -15,6 +15,7 @@ def compact(container: Container, job: Job) -> int:
     everything, and the others go: the image is some blocks larger than the smallest it could be.
     """
     before = container.file_size
+    bring_forward(container)  # while there is something in the gap that this may leave
     container.compact(job.advance)
     heads = read_heads(container)
     if CONFIG in heads.objects and (container.file_size != before or not any(container.list(PREFIX))):

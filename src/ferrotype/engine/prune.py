@@ -272,6 +272,7 @@ def _switch(repository: Repository, plan: _Plan, job: Job) -> None:
     if gone:
         spare.renew(store)  # what it was counted by is gone, and it may stand far from the end by now
     store.flush()
+    spare.bring_forward(store)
 
 
 def _moving(weights: _Weights, rewrite: set[str]) -> Iterator[Entries]:

@@ -6,7 +6,7 @@ the commit protocol: what an object refers to is put and flushed before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -102,5 +102,12 @@ class ObjectStore(Protocol):
 
     def reclaim(self) -> SpaceReport:
         """Give the space of deleted objects back where that can be done in place."""
+
+    def bring_forward(self, names: Collection[str], others: str, /) -> bool:
+        """Have named objects stand before all whose names start with ``others``, so that no lost region takes both
+        ends.
+
+        It is durable on return.  False where it cannot be done now: others read the store, or there is no room.
+        """
 
     def close(self) -> None: ...

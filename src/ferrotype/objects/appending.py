@@ -91,11 +91,9 @@ class Log:
         self.claim()
         length = length_of(parts)
         span = padded(RecordHeader.SIZE + length)
-        if self.split and self.tail + span > self.split:
-            if RECORDS_AT + span > self.split:
-                raise UsageError(f"an object of {length} bytes does not fit into volumes of {self.split} bytes")
-            self.files[-1].sync()
-            self.add_volume()
+        if self.split and RECORDS_AT + span > self.split:
+            raise UsageError(f"an object of {length} bytes does not fit into volumes of {self.split} bytes")
+        self.make_room(span)
         sequence = self.sequence + 1
         padding = bytes(span - RecordHeader.SIZE - length)
         offset = self.tail
@@ -122,6 +120,12 @@ class Log:
         if kind == Kind.OBJECT:
             self.written.note(entry, begin)
         return entry
+
+    def make_room(self, span: int) -> None:
+        """A further volume, where a record of ``span`` bytes does not fit into the last one."""
+        if self.split and self.tail + span > self.split:
+            self.files[-1].sync()
+            self.add_volume()
 
     def _stream(self, offset: int, parts: Streamed, padding: bytes) -> tuple[bytes, bytes]:
         """Write a payload that is made meanwhile; its checksum, and what of it stands in the record's first block.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Final
@@ -203,6 +203,7 @@ class Container:
             del self._log.entries[name]
             self._log.added.pop(name, None)
             self._log.removed[name] = entry  # also where no catalog knows it: a scan would find it
+        self._moves.drop(entry)
 
     def flush(self) -> None:
         if not self._log.changed:
@@ -257,6 +258,14 @@ class Container:
             file.sync()  # the anchor too: nothing durable may still lead to what is now destroyed
         with no_readers(self._files[0].fileno(), self._machine) as alone:
             return self._moves.punch() if alone else SpaceReport(0, 0, readers=True)
+
+    def bring_forward(self, names: Collection[str], others: str) -> bool:
+        if not self._moves.behind(names, others):
+            return True
+        self._log.claim(now=True)
+        self.flush()
+        with no_readers(self._files[0].fileno(), self._machine) as alone:  # gaps may be what an older state holds
+            return alone and self._moves.bring_forward(names, others)
 
     def close(self) -> None:
         lock, self._log.lock = self._log.lock, None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from ferrotype.errors import CorruptObject, ObjectExists, ObjectMissing
 from ferrotype.objects import ObjectInfo, ObjectTraits, Parts, SpaceReport
@@ -48,6 +48,9 @@ class MemoryStore:
 
     def reclaim(self) -> SpaceReport:
         return SpaceReport(0, 0)
+
+    def bring_forward(self, names: Collection[str], others: str, /) -> bool:  # noqa: ARG002  they have no places
+        return True
 
     def close(self) -> None:
         pass

@@ -11,7 +11,7 @@ count in any case, even where its catalog is lost.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -119,7 +119,7 @@ def _anchored(records: Records, anchors: list[Anchor], bearable: Errors, warn: W
             continue
         state.sound = number == 0
         if not state.sound:
-            _drop_overwritten(records, state, warn)
+            _drop_overwritten(records, state, (), warn)
         return state
     warn(f"{records.path}: no anchor leads to a catalog; the whole image was searched instead")
     return State(sound=False)
@@ -177,13 +177,24 @@ def _catalog(records: Records, place: Place, sequence: int, warn: Warn) -> tuple
     return entry, decode_catalog(payload, min(MAX_ENTRIES, _SPACE + blocks))
 
 
-def _drop_overwritten(records: Records, state: State, warn: Warn) -> None:
-    """In an older state: leave out what has been deleted since, and its space used for something else."""
-    gone = [name for name, entry in state.entries.items() if not records.is_at(entry)]
+def _drop_overwritten(records: Records, state: State, met: Sequence[CatalogEntry], warn: Warn) -> None:
+    """In an older state: leave out what has been deleted since, and its space used for something else.
+
+    A record that was moved since is one of those that a scan has ``met``.
+    """
+    gone = {name for name, entry in state.entries.items() if not records.is_at(entry)}
+    for entry in met:
+        if entry.name in gone and _same_record(entry, state.entries[entry.name]):
+            state.entries[entry.name] = entry
+            gone.remove(entry.name)
     for name in gone:
         del state.entries[name]
     if gone:
-        warn(f"{records.path}: {len(gone)} objects of the older state are no longer stored, {gone[0]} among them")
+        warn(f"{records.path}: {len(gone)} objects of the older state are no longer stored, {min(gone)} among them")
+
+
+def _same_record(one: CatalogEntry, other: CatalogEntry) -> bool:
+    return (one.name, one.length, one.sequence) == (other.name, other.length, other.sequence)
 
 
 def _take_up(
@@ -197,7 +208,7 @@ def _take_up(
         found.append((entry, header.kind))
     state.unanchored = bool(found)
     catalogs = [entry for entry, kind in found if kind == Kind.CATALOG]
-    _adopt_newest(records, state, catalogs, bearable, warn)
+    _adopt_newest(records, state, [e for e, kind in found if kind == Kind.OBJECT], catalogs, bearable, warn)
     durable = max([durable, state.sequence, *(entry.sequence for entry in catalogs)])
     counted = durable
     for entry, kind in sorted(found, key=lambda item: item[0].sequence):
@@ -213,7 +224,14 @@ def _take_up(
     state.sequence = max([durable, *(entry.sequence for entry, _ in found)])
 
 
-def _adopt_newest(records: Records, state: State, catalogs: list[CatalogEntry], bearable: Errors, warn: Warn) -> None:
+def _adopt_newest(
+    records: Records,
+    state: State,
+    met: Sequence[CatalogEntry],
+    catalogs: list[CatalogEntry],
+    bearable: Errors,
+    warn: Warn,
+) -> None:
     """Go on to the newest whole catalog that the scan found, where it is newer than the one in use."""
     for entry in sorted(catalogs, key=lambda e: e.sequence, reverse=True):
         if entry.sequence <= state.sequence:
@@ -229,7 +247,7 @@ def _adopt_newest(records: Records, state: State, catalogs: list[CatalogEntry], 
         state.entries, state.chain, state.chain_entries = newer.entries, newer.chain, newer.chain_entries
         state.sequence = newer.sequence
         if not state.sound:
-            _drop_overwritten(records, state, warn)
+            _drop_overwritten(records, state, met, warn)
         return
 
 

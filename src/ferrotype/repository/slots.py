@@ -5,14 +5,21 @@ A slot that is added or removed changes the spare copies, too: they hold all tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Final
 
 from ferrotype.errors import InvalidImage, KeyRefused, UsageError
 from ferrotype.objects import ObjectStore, SpaceReport
 from ferrotype.repository import keys
 from ferrotype.repository.config import Config
 from ferrotype.repository.keys import Cost, KeySlot, Secret, decode_slot, encode_slot, lock, unlock
-from ferrotype.repository.spare import KEYS, read_heads, renew
+from ferrotype.repository.spare import KEYS, bring_forward, read_heads, renew
+
+_TOGETHER: Final = (
+    "the key slots stand near the end of the image, as their spare copies do, since the image is being read, cannot "
+    "be read, or has no room: the next `ferrotype backup` or `prune` sets them apart"
+)
+Warn = Callable[[str], None]
 
 
 def read_slots(store: ObjectStore) -> list[KeySlot]:
@@ -57,17 +64,25 @@ def put_slot(store: ObjectStore, master: bytes, secret: Secret, image: str, labe
     return slot
 
 
-def add_slot(store: ObjectStore, master: bytes, secret: Secret, image: str, label: str, cost: Cost | None) -> KeySlot:
-    """One more slot, durable.  Raises UsageError where there are as many as can be tried."""
+def add_slot(
+    store: ObjectStore, master: bytes, secret: Secret, image: str, label: str, cost: Cost | None, warn: Warn
+) -> KeySlot:
+    """One more slot, durable, its copies far apart.  Raises UsageError where there are as many as can be tried."""
     if sum(slot.cost.work for slot in read_slots(store)) + (cost or Cost()).work > keys.MAX_TRIED:
         raise UsageError("the image has as many key slots as can be tried; remove one with `ferrotype key remove`")
     slot = put_slot(store, master, secret, image, label, cost)
     renew(store)
     store.flush()
+    _set_apart(store, warn)
     return slot
 
 
-def remove_slot(store: ObjectStore, slot_id: str) -> tuple[KeySlot, SpaceReport]:
+def _set_apart(store: ObjectStore, warn: Warn) -> None:
+    if not bring_forward(store):
+        warn(_TOGETHER)
+
+
+def remove_slot(store: ObjectStore, slot_id: str, warn: Warn) -> tuple[KeySlot, SpaceReport]:
     """Remove a slot by its id or a unique prefix, and overwrite it where nobody reads the store.
 
     The last one stays.  Raises UsageError.
@@ -84,4 +99,5 @@ def remove_slot(store: ObjectStore, slot_id: str) -> tuple[KeySlot, SpaceReport]
     if any(info.name == name for info in store.list(name)):
         store.delete(name)
     store.flush()
+    _set_apart(store, warn)  # also in images where they are not yet
     return chosen[0], store.reclaim()

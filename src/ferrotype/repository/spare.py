@@ -2,9 +2,10 @@
 
     | config | key/... | pack ... pack ... | spare/... | ... pack | spare/... | snapshot |
 
-``config`` and the key slots stand near the head of the file.  A spare is an object that holds the exact bytes of them
-all; the newest stands in the second half of what is stored, so no one lost region takes both.  Readers do not need
-it; they use it where an original is damaged.  Whoever writes next puts the original again.
+``config`` and the key slots stand before all packs: those that are put later are moved there.  A spare is an object
+that holds the exact bytes of them all; the newest stands in the second half of what is stored, so no one lost region
+takes both.  Readers do not need it; they use it where an original is damaged.  Whoever writes next puts the original
+again.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Final
 
 import msgspec
 
-from ferrotype.errors import CorruptObject, DeviceError, FormatError, InvalidImage, StoreError
+from ferrotype.errors import CorruptObject, DeviceError, FormatError, InvalidImage, StoreError, WriteError
 from ferrotype.objects import ObjectStore
 from ferrotype.repository.config import NAME as CONFIG
 from ferrotype.repository.config import decode_config
@@ -174,6 +175,20 @@ def renew(store: ObjectStore, heads: Heads | None = None, *, without: str = "") 
     _put(store, Heads(kept), _stored(store))
     for name in old:
         store.delete(name)
+
+
+def bring_forward(store: ObjectStore) -> bool:
+    """Behind a commit: have the originals stand before all packs, so that no lost region takes them and the spare.
+
+    False where that cannot be done now; the next writer does it.  What was committed before is not in danger.
+    """
+    from ferrotype.repository.packs import PREFIX as PACKS
+
+    names = [CONFIG, *(info.name for info in store.list(KEYS))]
+    try:
+        return store.bring_forward(names, PACKS)
+    except (DeviceError, WriteError):
+        return False
 
 
 def _put(store: ObjectStore, heads: Heads, stored: int) -> None:

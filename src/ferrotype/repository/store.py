@@ -163,14 +163,14 @@ class Repository:
         """One more way to open the repository.  Raises UsageError where it is not encrypted."""
         if not self.config.encrypted:
             raise UsageError("the image is not encrypted; encryption is chosen when an image is created")
-        return add_slot(self.store, self._master, secret, self.config.id, label, cost)
+        return add_slot(self.store, self._master, secret, self.config.id, label, cost, self._warn)
 
     def remove_key(self, slot_id: str) -> tuple[KeySlot, SpaceReport]:
         """Remove a slot by its id or a unique prefix, and overwrite it where nobody reads the store.
 
         The last one stays.  Raises UsageError.
         """
-        return remove_slot(self.store, slot_id)
+        return remove_slot(self.store, slot_id, self._warn)
 
     # ------------------------------------------------------------------ snapshots
 

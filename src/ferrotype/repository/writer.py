@@ -216,7 +216,8 @@ class Writer:
         raise not_read_back(found)
 
     def _start_over(self) -> None:
-        """Everything is in the index now, which is read anew."""
+        """Everything is committed and in the index now, which is read anew."""
+        spare.bring_forward(self._store)
         self._repository.forget_index()
 
     # ------------------------------------------------------------------ packs
