@@ -32,9 +32,13 @@ def md_1(at: int) -> Owner:
     return put
 
 
-def _md_090(disk: bytearray) -> None:
+def md_090(disk: bytearray) -> None:
+    """A superblock of version 0.90, of 1024 words, as mdp_superblock_s in md_p.h lays it out."""
     at = (len(disk) // 65536 - 1) * 65536
-    struct.pack_into("<IIII", disk, at, 0xA92B4EFC, 0, 90, 0)
+    disk[at : at + 4096] = bytes(4096)
+    struct.pack_into("<12I", disk, at, 0xA92B4EFC, 0, 90, 0, 0, 1, 0, 1, len(disk) // 1024 - 64, 2, 2, 0)
+    words = sum(struct.unpack_from("<1024I", disk, at))
+    struct.pack_into("<I", disk, at + 38 * 4, ((words & 0xFFFFFFFF) + (words >> 32)) & 0xFFFFFFFF)
 
 
 def _bytes_at(at: int, magic: bytes) -> Owner:
@@ -117,7 +121,7 @@ LABELS: dict[str, Owner] = {
 OWNERS: dict[str, Owner] = {
     "md 1.0": md_1(-1),
     "md 1.2": md_1(4096),
-    "md 0.90": _md_090,
+    "md 0.90": md_090,
     "Intel RAID": _bytes_at(-1024, b"Intel Raid ISM Cfg Sig. 1.1.00"),
     "DDF": _bytes_at(-512, bytes.fromhex("de11de11")),
     "LVM": _lvm,
