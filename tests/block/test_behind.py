@@ -31,6 +31,12 @@ def small(tmp_path: Path) -> Iterator[Path]:
     run("umount", where)
 
 
+def test_an_error_is_an_answer_of_storage(tmp_path: Path) -> None:
+    """As of a stick that was pulled out; whether the path is there is not asked."""
+    for path in (tmp_path / "not there", tmp_path / ("x" * 300), tmp_path / "a" / "b"):  # the second: ENAMETOOLONG
+        Patience().reach(path)
+
+
 def test_calls_are_made_in_order_and_one_is_under_way(tmp_path: Path) -> None:
     storage = Storage(tmp_path, Patience())
     done: list[int] = []

@@ -6,12 +6,13 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from ferrotype.units import MiB
-from tests.cli.program import TIMEOUT, ferrotype, started, terminal
+from tests.cli.program import TIMEOUT, environment, ferrotype, started, terminal
 
 SLOW = ("--level", "19", "--pack-size", "1MiB", "--progress", "json")
 
@@ -92,3 +93,44 @@ def test_a_stopped_restore_leaves_nothing(tmp_path: Path) -> None:
         code = process.wait(TIMEOUT)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert (code, names) in [(130, ["a.ferro"]), (0, ["a.ferro", "out.img"])]
+
+
+LATE = """
+import os, sys, threading, time
+def late():
+    time.sleep({seconds})
+    os.write(3, b"ended")
+threading.Thread(target=late, name="ferrotype-late", daemon=True).start()
+sys.argv = ["ferrotype", "--version"]
+from ferrotype.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("seconds", "ended"), [(0.3, b"ended"), (60, b"")])
+def test_threads_end_before_the_program_does(seconds: float, ended: bytes) -> None:
+    """One that works to the end is waited for; one that is stuck keeps nobody waiting."""
+    read_end, write_end = os.pipe()
+    with subprocess.Popen(
+        [sys.executable, "-c", f"import os; os.dup2({write_end}, 3)" + LATE.format(seconds=seconds)],
+        pass_fds=[write_end],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    ) as process:
+        os.close(write_end)
+        _, errors = process.communicate(timeout=40)
+    assert (process.returncode, errors) == (0, b"")
+    assert os.read(read_end, 10) == ended
+    os.close(read_end)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_a_verb_begins_is_a_stop(number: signal.Signals) -> None:
+    """Sent while the command line is being read."""
+    code = (
+        "import os, sys; from ferrotype import cli; import ferrotype.cli.program as program\n"
+        f"program.run = lambda: os.kill(os.getpid(), {int(number)}); cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment(), check=False)
+    assert (done.returncode, done.stderr) == (130, b"")

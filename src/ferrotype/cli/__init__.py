@@ -40,8 +40,9 @@ def main() -> NoReturn:
     """Run the command line; ends the process with the exit code the interface promises."""
     import signal
 
-    if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):
-        signal.signal(signal.SIGINT, _stop)  # until a verb has begun, and when it has ended, there is nothing to undo
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):
+            signal.signal(number, _stop)  # until a verb has begun, and when it has ended, there is nothing to undo
     try:
         from ferrotype.cli.program import run
 

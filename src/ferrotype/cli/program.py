@@ -9,12 +9,16 @@ import importlib
 import io
 import os
 import sys
+import threading
+import time
 from typing import Final
 
 import click
 
 from ferrotype.cli import VERBS, apart, exits, output
 from ferrotype.version import VERSION
+
+_GRACE: Final = 1.0  # seconds that threads have to end, which have nothing to do any more
 
 EPILOG: Final = """\b
 Exit codes: 0 done; 1 the answer is no; 2 wrong command; 3 refused; 4 damaged or unsupported input;
@@ -63,7 +67,21 @@ def run() -> int:
     code = _code()
     apart.say(code)
     output.end()
+    _see_off_threads(code)
     return code
+
+
+def _see_off_threads(code: int) -> None:
+    """Let threads that work in the background end; the program ends at once where one is stuck in a call.
+
+    Python ends under those that are left: a thread that then wakes up has nothing of Python to stand on.
+    """
+    until = time.monotonic() + _GRACE
+    left = [thread for thread in threading.enumerate() if thread.name.startswith("ferrotype")]
+    for thread in left:
+        thread.join(max(until - time.monotonic(), 0))
+    if any(thread.is_alive() for thread in left):
+        os._exit(code)
 
 
 def _code() -> int:

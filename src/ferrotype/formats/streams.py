@@ -176,7 +176,7 @@ def _by_program(file: Source, program: str) -> Iterator[bytes]:
                 with suppress(OSError):
                     into.close()
 
-        thread = Thread(target=feed, daemon=True)
+        thread = Thread(target=feed, name="ferrotype-feed", daemon=True)
         thread.start()
         try:
             while piece := out.read(_PIECE):
