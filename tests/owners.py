@@ -118,12 +118,31 @@ LABELS: dict[str, Owner] = {
 }
 """Tables of other systems, as their own tools lay them out."""
 
+
+def _silicon(disk: bytearray) -> None:
+    at = len(disk) - 512
+    disk[at:] = bytes(512)
+    disk[at + 0x60 : at + 0x64] = bytes.fromhex("0000002f")
+    disk[at + 0x116] = 1
+    words = sum(struct.unpack_from("<159H", disk, at))
+    struct.pack_into("<H", disk, at + 0x13E, -words & 0xFFFF)
+
+
+def _via(disk: bytearray) -> None:
+    at = len(disk) - 512
+    disk[at:] = b"\x55\xaa\1\7\0\1".ljust(512, b"\0")
+    disk[at + 50] = sum(disk[at : at + 50]) & 0xFF
+
+
 OWNERS: dict[str, Owner] = {
     "md 1.0": md_1(-1),
     "md 1.2": md_1(4096),
     "md 0.90": md_090,
     "Intel RAID": _bytes_at(-1024, b"Intel Raid ISM Cfg Sig. 1.1.00"),
     "DDF": _bytes_at(-512, bytes.fromhex("de11de11")),
+    "Silicon Image": _silicon,
+    "VIA": _via,
+    "GEOM": _bytes_at(-512, b"GEOM::ELI\0"),
     "LVM": _lvm,
     "bcache": _bytes_at(4096 + 24, bytes.fromhex("c68573f64e1a45ca8265f57f48ba6d81")),
     "ZFS, first label": _zfs_label(0, 3),

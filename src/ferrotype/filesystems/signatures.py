@@ -246,6 +246,19 @@ def _is_jmicron(peek: Peek, base: int) -> bool:
     return sum(int.from_bytes(words[at : at + 2], "little") for at in range(0, 128, 2)) & 0xFFFF in (0, 1)
 
 
+def _is_silicon(peek: Peek, base: int) -> bool:
+    """Silicon Image Medley: all words up to the first checksum add up to zero with it; at most eight disks."""
+    words = peek.at(base, 0x140)
+    total = sum(int.from_bytes(words[at : at + 2], "little") for at in range(0, 0x140, 2))
+    return len(words) == 0x140 and total & 0xFFFF == 0 and words[0x116] < 8
+
+
+def _is_via(peek: Peek, base: int) -> bool:
+    """VIA: a magic that ends boot sectors, too, but a version and the sum of 50 bytes behind it."""
+    head = peek.at(base, 51)
+    return len(head) == 51 and head[2] <= 2 and sum(head[:50]) & 0xFF == head[50] and any(head[3:50])
+
+
 def _is_adaptec(peek: Peek, base: int) -> bool:
     return peek.at(base + 256, 4) == b"DPTM"
 
@@ -296,6 +309,9 @@ MEMBERS: Final[tuple[Signature, ...]] = (
     _S("hpt37x_raid_member", (9 * 512,), 32, (_h("f016785a"), _h("fd16785a"))),
     _S("adaptec_raid_member", _LAST, 0, (_h("37fc4d1e"),), check=_is_adaptec),
     _S("jmicron_raid_member", _LAST, 0, (b"JM",), check=_is_jmicron),
+    _S("silicon_medley_raid_member", _LAST, 0x60, (_h("0000002f"),), check=_is_silicon),
+    _S("via_raid_member", _LAST, 0, (_h("55aa"),), check=_is_via),
+    _S("geom", _LAST, 0, (b"GEOM::",)),  # FreeBSD: mirrors, stripes, encryption ...
     _S("bcache", (4 * KiB,), 24, (_BCACHE,), uuid=Field(40, 16, _dashed)),
     _S("ceph_bluestore", (0,), 0, (b"bluestore block device",)),
     _S(
@@ -307,6 +323,8 @@ MEMBERS: Final[tuple[Signature, ...]] = (
     _S("DM_snapshot_cow", (0,), 0, (b"SnAp",)),
     _S("DM_verity_hash", (0,), 0, (b"verity\0\0",), uuid=Field(16, 16, _dashed)),
     _S("DM_integrity", (0,), 0, (b"integrt\0",)),
+    _S("DM_thin_or_cache", (0,), 32, tuple(n.to_bytes(8, "little") for n in (27022010, 6142003, 2126579579))),
+    _S("DM_zoned", (0,), 0, (b"DBZD",)),
     _S("crypto_LUKS", (0,), 0, (b"LUKS\xba\xbe\0\2",), Field(24, 48, _utf8), Field(168, 40, _utf8)),
     _S("crypto_LUKS", (0,), 0, (b"LUKS\xba\xbe",), uuid=Field(168, 40, _utf8)),
     _S("crypto_LUKS", (16 * KiB, 32 * KiB, 64 * KiB, 128 * KiB), 0, (b"SKUL\xba\xbe",), uuid=Field(168, 40, _utf8)),
