@@ -13,6 +13,7 @@
      │   ├─ CorruptChunk
      │   └─ MissingChunk
      ├─ KeyRefused                     wrong or missing key
+     │   └─ KeyNotKnown                a key was given, and no slot opens with it
      ├─ DeviceError                    reading or writing failed
      │   ├─ ReadError
      │   └─ WriteError
@@ -35,6 +36,12 @@ from typing import Self
 class FerrotypeError(Exception):
     """Base of every error ferrotype raises on purpose."""
 
+    def of(self, what: str) -> Self:
+        """The same, with the name of the file or device that it is about before the sentence."""
+        if what not in str(self):
+            self.args = (f"{what}: {self}",)
+        return self
+
 
 class UsageError(FerrotypeError):
     """The request cannot mean anything: an unknown reference, options that exclude each other."""
@@ -54,12 +61,6 @@ class FormatError(FerrotypeError):
         super().__init__(f"{message} ({', '.join(facts)})" if facts else message)
         self.offset = offset
         self.field = field
-
-    def of(self, what: str) -> Self:
-        """The same, with the name of the file or device whose bytes they are before the sentence."""
-        if what not in str(self):
-            self.args = (f"{what}: {self}",)
-        return self
 
 
 class InvalidImage(FormatError):
@@ -115,6 +116,10 @@ class MissingChunk(IntegrityError):
 
 class KeyRefused(FerrotypeError):
     """No key slot opens with the passphrase or key file that was given, or none was given."""
+
+
+class KeyNotKnown(KeyRefused):
+    """None of the key slots that there are opens with what was given."""
 
 
 class DeviceError(FerrotypeError):

@@ -252,7 +252,12 @@ class Frame:
         """A secret to lock with: the one that was given, or asked for twice at a terminal."""
         from ferrotype.repository.keys import Secret
 
-        if not ask and (self.secret_given or not self.interactive):
+        if not ask and not self.secret_given and not self.interactive:
+            raise KeyRefused(
+                f"{image} would be a new image, and nothing to encrypt it with was given: give --password-file, "
+                "--password-command, --key-file or FERROTYPE_PASSWORD"
+            )
+        if not ask and self.secret_given:
             secret = self.secret(image)
         else:
             secret = Secret(_typed(f"New passphrase of {image}", confirmation_prompt=True))

@@ -25,9 +25,11 @@ def command(frame: Frame, image: Path) -> None:
     with frame.run() as job:
         from ferrotype.engine.same_disks import number_of, together
         from ferrotype.engine.unreadable import as_json, tell_of_snapshots
+        from ferrotype.repository.store import NOTHING_FOUND
 
         with frame.open_image(image, job) as repository:
             known = repository.snapshots()
+            damaged = bool(repository.warnings)
         groups = together(known)
         numbers = number_of(groups)
         tell_of_snapshots(known, job)
@@ -56,7 +58,8 @@ def command(frame: Frame, image: Path) -> None:
             for snapshot in known
         ]
         document: dict[str, object] = {"snapshots": documents, "groups": [group.as_json() for group in groups]}
-        frame.show(document, lambda: _drawn(known, groups) if known else f"{image} holds no snapshot yet")
+        nothing = f"{image}: {NOTHING_FOUND}" if damaged else f"{image} holds no snapshot yet"
+        frame.show(document, lambda: _drawn(known, groups) if known else nothing)
 
 
 def _drawn(known: Sequence[Snapshot], groups: Sequence[Together]) -> list[str]:

@@ -190,4 +190,7 @@ def _check_same(path: Path, repository: Repository, options: ImageOptions) -> No
         if asked and asked != is_so:
             raise UsageError(f"{path} exists with a {what} of {is_so} bytes, and that stays")
     if options.encrypt and not config.encrypted:
-        raise UsageError(f"{path} exists and is not encrypted; encryption is chosen when an image is created")
+        raise UsageError(
+            f"{path} exists and is not encrypted, which is chosen when an image is made: name a new image, or leave "
+            "out --encrypt"
+        )

@@ -220,9 +220,12 @@ def _open_disk(text: str, access: Access, job: Job) -> Iterator[OpenDisk]:
             memory=access.memory,
         )
         with repository:
-            snapshot = repository.snapshot(reference.snapshot or "latest")
-            reference = _with_own_hash(reference, snapshot)
-            record = snapshot.disk(reference.disk)
+            try:
+                snapshot = repository.snapshot(reference.snapshot or "latest")
+                reference = _with_own_hash(reference, snapshot)
+                record = snapshot.disk(reference.disk)
+            except (FormatError, UsageError) as error:
+                raise error.of(str(reference.path)) from None
             disk = OpenDisk(
                 SnapshotSource(repository, record), "ferro", reference, None, snapshot, record, repository
             )

@@ -41,6 +41,7 @@ from ferrotype.repository.config import NAME as CONFIG
 from ferrotype.repository.keys import KeySlot, decode_slot, unlock
 from ferrotype.repository.remains import Remains
 from ferrotype.repository.sealing import ID_SIZE, MAX_PLAIN, ZERO_ID, Keys, Sealer
+from ferrotype.repository.slots import NOT_ENCRYPTED
 from ferrotype.repository.snapshots import Snapshot
 from ferrotype.repository.spare import KEYS, Heads, read_heads
 from ferrotype.repository.store import Repository
@@ -123,7 +124,7 @@ def opened(
         result = SalvageResult()
         heads, config, master = _unlocked(store, image, secret, result)
         if secret_given and not config.encrypted:
-            raise KeyRefused("a passphrase was given, and the image is not encrypted: it may not be the one you mean")
+            raise KeyRefused(f"{image}: {NOT_ENCRYPTED}")
         sealer = Sealer(Keys.derive(master, encrypted=config.encrypted))
         found = _snapshots(store, sealer, result)
         remains = Remains(store, sealer, job)
@@ -171,7 +172,10 @@ def _unlocked(
         chosen = secret(image)
         if chosen is None:
             raise KeyRefused(f"{image} is encrypted: give its passphrase or key file")
-        return heads, config, unlock(slots, chosen, config.id)[0]
+        try:
+            return heads, config, unlock(slots, chosen, config.id)[0]
+        except (FormatError, KeyRefused) as error:
+            raise error.of(str(image)) from None
     raise InvalidImage(f"{image}: {_NO_KEYS}") from problem
 
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import msgspec
 from blake3 import blake3
 
-from ferrotype.errors import InvalidImage, KeyRefused, UnsupportedError, UsageError
+from ferrotype.errors import InvalidImage, KeyNotKnown, KeyRefused, UnsupportedError, UsageError
 from ferrotype.units import GiB, KiB, MiB
 
 if TYPE_CHECKING:
@@ -122,9 +122,12 @@ def unlock(slots: list[KeySlot], secret: Secret, image: str) -> tuple[bytes, Key
     """
     damaged: InvalidImage | None = None
     work = 0
-    for slot in slots:
-        if slot.kind != secret.kind:
-            continue
+    what = "passphrase" if secret.kind == "passphrase" else "key file"
+    mine = [slot for slot in slots if slot.kind == secret.kind]
+    if slots and not mine:
+        other = "key file" if secret.kind == "passphrase" else "passphrase"
+        raise KeyNotKnown(f"a {what} was given, and all key slots of the image are for a {other}")
+    for slot in mine:
         if slot.version > 1 and slot.image != image:
             damaged = InvalidImage(f"key slot {slot.id} is that of another image, and does not open this one")
             continue
@@ -140,8 +143,7 @@ def unlock(slots: list[KeySlot], secret: Secret, image: str) -> tuple[bytes, Key
             return master, slot
     if damaged is not None:
         raise damaged
-    what = "passphrase" if secret.kind == "passphrase" else "key file"
-    raise KeyRefused(f"the {what} opens none of the image's key slots")
+    raise KeyNotKnown(f"the {what} opens none of the image's key slots: it is wrong, or that of another image")
 
 
 def _opened(slot: KeySlot, secret: Secret) -> bytes | None:

@@ -11,13 +11,21 @@ from typing import Final
 from ferrotype.errors import InvalidImage, KeyRefused, UsageError
 from ferrotype.objects import ObjectStore, SpaceReport
 from ferrotype.repository import keys
-from ferrotype.repository.config import Config
+from ferrotype.repository.config import Config, decode_config
 from ferrotype.repository.keys import Cost, KeySlot, Secret, decode_slot, encode_slot, lock, unlock
 from ferrotype.repository.spare import KEYS, bring_forward, read_heads, renew
 
 _TOGETHER: Final = (
     "the key slots stand near the end of the image, as their spare copies do, since the image is being read, cannot "
     "be read, or has no room: the next `ferrotype backup` or `prune` sets them apart"
+)
+LOST: Final = (
+    "the image is encrypted, and all of its key slots are lost, the spare copies of them too: it was cut short or "
+    "damaged; look for another copy of it, or let `ferrotype salvage` look for a key slot everywhere"
+)
+NOT_ENCRYPTED: Final = (
+    "a passphrase or key file was given, and the image is not encrypted: it may not be the one you mean; if it is, "
+    "give none (nor FERROTYPE_PASSWORD)"
 )
 Warn = Callable[[str], None]
 
@@ -39,21 +47,35 @@ def decoded_slots(payloads: Mapping[str, bytes]) -> list[KeySlot]:
         except InvalidImage as error:
             damaged = error
     if damaged is not None and not found:
-        raise damaged
+        raise InvalidImage(f"{LOST} ({damaged})")
     return sorted(found, key=lambda slot: (slot.created, slot.id))
+
+
+def listed_slots(store: ObjectStore, warn: Warn) -> list[KeySlot]:
+    """The readable key slots, oldest first; none where the image is not encrypted.
+
+    Raises InvalidImage where it is, or where nothing tells, and there is none.
+    """
+    heads = read_heads(store, warn)
+    if not heads.slots and decode_config(heads.config).encrypted:
+        raise InvalidImage(LOST)
+    return decoded_slots(heads.slots)
 
 
 def master_key(config: Config, payloads: Mapping[str, bytes], secret: Secret | None) -> bytes:
     """What unlocks the repository.
 
-    Raises KeyRefused where ``secret`` is missing, wrong, or given for a repository that is not encrypted.
+    Raises KeyRefused where ``secret`` is missing, wrong, or given for a repository that is not encrypted;
+    InvalidImage where there is nothing that it could unlock.
     """
     if config.encrypted:
+        if not payloads:
+            raise InvalidImage(LOST)
         if secret is None:
             raise KeyRefused("the image is encrypted: give its passphrase or key file")
         return unlock(decoded_slots(payloads), secret, config.id)[0]
     if secret is not None:
-        raise KeyRefused("a passphrase was given, and the image is not encrypted: it may not be the one you mean")
+        raise KeyRefused(NOT_ENCRYPTED)
     return config.clear_master
 
 
@@ -91,7 +113,10 @@ def remove_slot(store: ObjectStore, slot_id: str, warn: Warn) -> tuple[KeySlot, 
     known = decoded_slots(heads.slots)
     chosen = [slot for slot in known if slot.id.startswith(slot_id)]
     if len(chosen) != 1:
-        raise UsageError(f"{'no' if not chosen else 'more than one'} key slot starts with {slot_id!r}")
+        raise UsageError(
+            f"{'no' if not chosen else 'more than one'} key slot starts with {slot_id!r}; "
+            "`ferrotype key list` shows them"
+        )
     if len(known) == 1:
         raise UsageError("this is the last key slot; without it nobody could open the image again")
     name = KEYS + chosen[0].id

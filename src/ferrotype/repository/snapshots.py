@@ -111,7 +111,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         for disk in self.disks:
             if disk.name == name:
                 return disk
-        raise UsageError(f"snapshot {self.id[:8]} holds no disk {name!r}")
+        names = ", ".join(disk.name for disk in self.disks)
+        raise UsageError(f"snapshot {self.id[:8]} holds no disk {name!r}; there is: {names}")
 
 
 def ordered(found: Iterable[Snapshot]) -> list[Snapshot]:

@@ -55,6 +55,11 @@ _MOST_READ: Final = 32 << 20  # bytes of a pack read at once: frames may be far 
 _STATES: Final = 20  # newer states that one read goes on to before it gives up
 _UNLISTED: Final = "the index lacks packs that a snapshot needs; their own tables are read, and a backup mends it"
 
+NOTHING_FOUND: Final = (
+    "no snapshot can be found in it, and it is cut short or damaged: `ferrotype verify` says more, and "
+    "`ferrotype salvage` saves what is left"
+)
+
 
 class Located(Protocol):
     """A chunk, and where its frame stands."""
@@ -162,7 +167,10 @@ class Repository:
     def add_key(self, secret: Secret, label: str = "", cost: Cost | None = None) -> KeySlot:
         """One more way to open the repository.  Raises UsageError where it is not encrypted."""
         if not self.config.encrypted:
-            raise UsageError("the image is not encrypted; encryption is chosen when an image is created")
+            raise UsageError(
+                "the image is not encrypted, so that it has no keys; make an encrypted one with "
+                "`ferrotype backup --encrypt`, and `ferrotype copy` takes the snapshots over"
+            )
         return add_slot(self.store, self._master, secret, self.config.id, label, cost, self._warn)
 
     def remove_key(self, slot_id: str) -> tuple[KeySlot, SpaceReport]:
@@ -195,8 +203,14 @@ class Repository:
         return found
 
     def snapshot(self, wanted: str = "latest") -> Snapshot:
-        """By id or its unique prefix, name, tag, ``latest`` or ``latest~2``.  Raises UsageError."""
-        return find_snapshot(self.snapshots(), wanted)
+        """By id or its unique prefix, name, tag, ``latest`` or ``latest~2``.
+
+        Raises UsageError, InvalidImage where all that there were may be lost.
+        """
+        known = self.snapshots()
+        if not known and self.warnings:
+            raise InvalidImage(NOTHING_FOUND)
+        return find_snapshot(known, wanted)
 
     # ------------------------------------------------------------------ chunks
 
