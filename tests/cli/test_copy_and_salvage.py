@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
 
+import pytest
+
+from ferrotype.objects.container import Container
 from ferrotype.objects.layout import BLOCK
 from tests.cli.conftest import PASSPHRASE
 from tests.cli.program import ferrotype, tree
@@ -148,5 +152,31 @@ def test_salvage_says_why_it_cannot(locked: Path, tmp_path: Path) -> None:
     with headless.open("r+b") as file:
         file.write(bytes(6 * BLOCK))  # volume header, anchors, configuration, key slot
     out = tmp_path / "out.ferro"
-    ferrotype("salvage", headless, out, env={"FERROTYPE_PASSWORD": PASSPHRASE})
+    ferrotype("salvage", headless, out, env={"FERROTYPE_PASSWORD": PASSPHRASE}, code=8)
     ferrotype("verify", out, env={"FERROTYPE_PASSWORD": PASSPHRASE})
+
+
+@pytest.mark.parametrize("lost", ["tail", "a pack that no snapshot needs", "a spare copy"])
+def test_salvage_that_cannot_name_all_that_may_be_lost_says_so(copy: Path, lost: str) -> None:
+    container = Container.open(copy)
+    prefix = "spare/" if lost == "a spare copy" else "pack/"
+    entries = [entry for entry in container.live() if entry.name.startswith(prefix)]
+    container.close()
+    if lost == "tail":
+        os.truncate(copy, copy.stat().st_size - 8192)  # catalog and newest snapshot
+    elif lost == "a spare copy":
+        garble(copy, entries[0].offset + 200)
+    else:
+        for snapshot in ferrotype("list", copy, "--json").document["snapshots"]:
+            ferrotype("forget", copy, snapshot["id"])
+        garble(copy, entries[0].offset + entries[0].length)
+    done = ferrotype("salvage", copy, "--json", code=0 if lost == "a spare copy" else 8)
+    assert done.document["problems"]
+
+
+def garble(path: Path, at: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        (old,) = file.read(1)
+        file.seek(at)
+        file.write(bytes([old ^ 255]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -65,6 +66,22 @@ def small(tmp_path: Path) -> Path:
     path = tmp_path / "small.img"
     path.write_bytes(b"content" * 20000)
     return path
+
+
+def test_salvage_tells_that_the_newest_snapshot_is_not_found(client: Client, tmp_path: Path, small: Path) -> None:
+    image = tmp_path / "x.ferro"
+    client("backup", "--name", "first", small, image)
+    size = image.stat().st_size
+    client("backup", "--name", "second", small, image)
+    assert client("salvage", image).err == ""
+    os.truncate(image, size)
+    done = client("salvage", image, code=8)
+    assert "its newest snapshot was" in done.err
+    assert "(second), of which nothing is found" in done.err
+    assert "1 complete, 0 with losses" in done.out
+    with image.open("r+b") as file:  # everything
+        file.truncate(16384)
+    assert "(second), of which nothing is found" in client("salvage", image, code=8).err
 
 
 @pytest.mark.parametrize("verb", ["list", "verify", "restore"])

@@ -31,6 +31,7 @@ def command(frame: Frame, image: Path, out: Path | None, split: int | None) -> N
 
         if split and out is None:
             raise UsageError("--split says how to write OUT; name it")
+        place = frame.memory.before(image) if frame.memory else None
         result = salvage(
             image,
             frame.secret,
@@ -41,9 +42,13 @@ def command(frame: Frame, image: Path, out: Path | None, split: int | None) -> N
             opener=frame.opener,
         )
         for problem in result.problems:
-            job.note(problem)
+            (job.warn if problem in result.doubts else job.note)(problem)
         for snapshot_id in result.lost_snapshots:
             job.warn(f"snapshot {snapshot_id[:8]} is lost: its own record cannot be read")
+        if place is not None:
+            found = {*result.lost_snapshots, *(one.snapshot.id for one in result.snapshots)}
+            if missing := place.lacks(result.image, result.container, found):
+                job.warn(missing)
         for one in result.snapshots:
             for sentence in _losses(one):
                 job.warn(sentence)

@@ -13,7 +13,7 @@ What is read here only ever makes a warning, and a folder that cannot be written
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import blake2b
@@ -114,6 +114,16 @@ class Place:
         self._tell(
             f"{self.image} went back in time: {last.title}{gone}, and now it is an older state; if you did not put "
             f"an old copy there, look for the newer one, and keep both ({self._until})"
+        )
+
+    def lacks(self, image: str, container: str, found: Collection[str]) -> str:
+        """Of a damaged image: what to say where the newest snapshot that was seen of it is not ``found``; else ""."""
+        last = next((one for one in reversed(self.seen) if (one.image, one.container) == (image, container)), None)
+        if last is None or not last.snapshot or last.snapshot in found:
+            return ""
+        return (
+            f"{self.image}: {last.title}, of which nothing is found: if nobody forgot it, it is lost, and so may be "
+            "others of that time"
         )
 
     def left(self, repository: Repository, *, written: bool) -> None:

@@ -44,6 +44,7 @@ from ferrotype.repository.sealing import ID_SIZE, MAX_PLAIN, ZERO_ID, Keys, Seal
 from ferrotype.repository.slots import NOT_ENCRYPTED
 from ferrotype.repository.snapshots import Snapshot
 from ferrotype.repository.spare import KEYS, Heads, read_heads
+from ferrotype.repository.spare import PREFIX as SPARES
 from ferrotype.repository.store import Repository
 
 _NO_KEYS: Final = "every copy of its configuration or of its key slots is lost, and nothing can be read without them"
@@ -72,11 +73,14 @@ class SalvageResult:
     missing: int = 0  # found nowhere
     unused: int = 0  # chunks that no snapshot that is left needs
     problems: list[str] = field(default_factory=list)  # what is wrong with the image, in words
+    doubts: list[str] = field(default_factory=list)  # those of them by which more may be lost than can be named
     kept: list[Snapshot] = field(default_factory=list)  # what the new image holds
+    image: str = ""  # the id in its configuration
+    container: str = ""  # the id of the file
 
     @property
     def complete(self) -> bool:
-        """Whether everything that is known to have been there can be given back."""
+        """Whether everything that is known to have been there can be given back; ``doubts`` say what is not."""
         return not self.lost_snapshots and all(one.complete for one in self.snapshots)
 
 
@@ -121,10 +125,11 @@ def opened(
     workers = workers or len(os.sched_getaffinity(0))
     store = RescueStore.open(image, job, opener)
     try:
-        result = SalvageResult()
+        result = SalvageResult(container=store.uuid.hex())
         heads, config, master = _unlocked(store, image, secret, result)
         if secret_given and not config.encrypted:
             raise KeyRefused(f"{image}: {NOT_ENCRYPTED}")
+        result.image = config.id
         sealer = Sealer(Keys.derive(master, encrypted=config.encrypted))
         found = _snapshots(store, sealer, result)
         remains = Remains(store, sealer, job)
@@ -139,10 +144,23 @@ def opened(
         over = store.over({**packs, **snapshots}, extra | known | kept_heads)
         repository = Repository(over, config, sealer, master)
         _judge(repository, [snapshot for snapshot, _ in found], result, job)
-        result.problems[:0] = store.problems
+        _tell_damage(store, result)
         yield repository, result
     finally:
         store.close()
+
+
+def _tell_damage(store: RescueStore, result: SalvageResult) -> None:
+    """What is wrong with the image, in front of what is known by now."""
+    copies = [name for name in store.damaged if name == CONFIG or name.startswith((KEYS, SPARES))]  # one was enough
+    others = [name for name in store.damaged if name not in copies]
+    result.doubts += [*store.doubts, *_not_whole(others)]
+    result.problems[:0] = [*store.problems, *_not_whole(copies), *result.doubts]
+
+
+def _not_whole(names: list[str]) -> list[str]:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return [f"not whole: {names[0]}{more}"] if names else []
 
 
 # ---------------------------------------------------------------------- what opens it

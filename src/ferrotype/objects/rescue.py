@@ -48,6 +48,7 @@ class RescueStore:
         self.traits = ObjectTraits()
         self.paths = volumes
         self.problems: list[str] = []  # what is wrong, in words
+        self.doubts: list[str] = []  # why more may be lost than can be named
         self.uuid = b""
         self.pieces: dict[str, list[Piece]] = {}  # where each object stands or may stand, the best first
         self.deleted: dict[str, list[Piece]] = {}  # the same of objects that a catalog says are deleted
@@ -65,7 +66,7 @@ class RescueStore:
             for number, volume in self.paths.items():
                 self._volumes[number] = DamagedVolume(volume, opener)
             self._finds = search(self.path, self._volumes, job)
-            self.uuid, self.problems = self._finds.uuid, self._finds.problems
+            self.uuid, self.problems, self.doubts = self._finds.uuid, self._finds.problems, self._finds.doubts
             self._settle()
         except BaseException:
             self.close()
@@ -111,13 +112,10 @@ class RescueStore:
             if not places:  # outside of the files, and still an object that is known
                 places.append(Piece(_NOWHERE, 0, 1))
         self.damaged = sorted(name for name, places in self.pieces.items() if not places[0].whole)
-        if self.damaged:
-            more = len(self.damaged) - 1
-            self.problems.append(f"not whole: {self.damaged[0]}" + (f" and {more} more" if more else ""))
         away = {entry.volume for entry in self._finds.told.state.values()} - self._volumes.keys()
         away |= set(range(max(self._volumes))) - self._volumes.keys()
         for number in sorted(away)[:10]:
-            self.problems.append(f"volume {volume_path(self.path, number).name} is missing")
+            self.doubts.append(f"volume {volume_path(self.path, number).name} is missing")
 
     def _places_told(self, records: Sequence[Found]) -> None:
         """Objects that are in the catalog: where it says, moved like the records before and behind them."""

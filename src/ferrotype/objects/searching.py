@@ -44,6 +44,7 @@ _PACKED: Final = 16  # times that a file system may have made a payload smaller
 _USUAL: Final = 64 * MiB  # bytes of a payload that need not be a hole in any file
 _MAX_RECORDS: Final = 10_000_000  # 160 TB in packs of the usual size
 _DISPROVED: Final = 8  # times the size of the volumes that payloads which are not whole may be read for
+_MORE: Final = "what is lost may be more than can be named"
 
 Volumes = Mapping[int, DamagedVolume]
 
@@ -88,6 +89,7 @@ class Finds:
     records: list[Found] = field(default_factory=list)  # by volume and offset
     told: Told = field(default_factory=Told)
     problems: list[str] = field(default_factory=list)  # what is wrong, in words
+    doubts: list[str] = field(default_factory=list)  # why more may be lost than can be named
 
 
 def search(path: Path, volumes: Volumes, job: Job) -> Finds:
@@ -232,11 +234,8 @@ def _read_catalogs(volumes: Volumes, finds: Finds, anchored: int) -> None:
         told.places |= added
         told.newest = record.sequence
     if told.newest < 0:
-        finds.problems.append("no catalog can be read; every record that was found counts")
+        finds.doubts.append(f"no catalog can be read; every record that was found counts, and {_MORE}")
     elif broken:
-        finds.problems.append(
-            "only parts of the catalog can be read; what was deleted may be back, "
-            "and what is lost may be more than can be named"
-        )
+        finds.doubts.append(f"only parts of the catalog can be read; what was deleted may be back, and {_MORE}")
     if anchored > told.newest >= 0:
-        finds.problems.append("the newest catalog cannot be read; what is lost may be more than can be named")
+        finds.doubts.append(f"the newest catalog cannot be read; {_MORE}")
