@@ -91,7 +91,7 @@ def _made(maker: str, size: int, *, stale: bool) -> bytes:
             return path.read_bytes()
         OWNERS[maker].make(path)
         blocks = np.frombuffer(bytearray(path.read_bytes()), np.uint8).reshape(-1, 4 * KiB)
-    empty = ~blocks.any(axis=1)
+    empty = ~np.asarray(blocks.any(axis=1))
     empty[: 4 * MiB // (4 * KiB)] = empty[-MiB // (4 * KiB) :] = False
     blocks[empty] = np.random.default_rng(size).integers(0, 256, (int(empty.sum()), 4 * KiB), np.uint8)
     return blocks.tobytes()
