@@ -112,6 +112,12 @@ class FileSource:
     def size(self) -> int:
         return self._size
 
+    def status(self) -> os.stat_result:
+        """What the file system says of the open file now.  Raises OSError once it is closed."""
+        if self._storage is None or self._fd < 0:
+            return os.fstat(self._fd)
+        return self._storage.call(lambda _: os.fstat(self._fd))
+
     def read_into(self, offset: int, buf: memoryview, /) -> None:
         check_read(self.path, self._size, offset, len(buf))
         try:

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import os
 import re
-import stat
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +21,8 @@ from ferrotype.block import Source, read
 from ferrotype.block.device import open_source
 from ferrotype.block.file import FileSource
 from ferrotype.block.views import Slice
+from ferrotype.block.watched import Watched, watch
+from ferrotype.engine.live import tell_of_changes
 from ferrotype.errors import FormatError, InvalidImage, UnsupportedError, UsageError
 from ferrotype.formats import Image
 from ferrotype.formats.mapped import shortfalls
@@ -133,7 +134,8 @@ class OpenDisk:
     repository: Repository | None = None
     start: int = 0  # of the partition on its disk, bytes
     image: Image | None = None  # the container, of a disk image
-    opened: Collection[Path] = ()  # further files that it stands in, as far as they have been opened
+    own: Watched | None = None  # the file that was named, of a disk image
+    opened: Mapping[Path, Watched] = field(default_factory=dict)  # further files of it, as far as they were opened
     secret_given: bool = False  # its container asked for a passphrase, and was told it
 
     @property
@@ -147,6 +149,12 @@ class OpenDisk:
 
             own = image_files(self.reference.path)
         return list(dict.fromkeys([*own, *self.opened]))
+
+    @property
+    def watched(self) -> list[Watched]:
+        """The regular files of a disk image, each once.  Those of a backup need none: it proves what it reads."""
+        files = ([self.own] if self.own is not None else []) + list(self.opened.values())
+        return list({file.identity: file for file in reversed(files)}.values())[::-1]
 
     @property
     def permissions(self) -> int:
@@ -174,7 +182,7 @@ def open_disk(text: str, access: Access, job: Job) -> Iterator[OpenDisk]:
     """The disk, or partition, that a reference names.
 
     Raises InvalidImage where it has no bytes at all, such as a card reader without a card or a file that was never
-    written.  Warns afterwards where a file of it has become smaller meanwhile.
+    written.  Warns afterwards where a file of it was changed meanwhile.
 
     Where a disk image lacks what its disk takes, such as a parent or a key, that is raised at once; with
     ``headers_only`` the image says it in ``missing``, and nothing can be read of the disk, nor any partition found.
@@ -184,25 +192,8 @@ def open_disk(text: str, access: Access, job: Job) -> Iterator[OpenDisk]:
         if not disk.source.size and disk.format != "ferro" and not missing:
             what = "there is no medium in it, or it is not ready" if disk.format == "device" else "look at its origin"
             raise InvalidImage(f"{disk.reference.text} is a disk of 0 bytes, which is none: {what}")
-        before = _sizes(disk)
         yield disk
-        now = _sizes(disk)
-        for path, size in before.items():
-            if path in now and now[path] < size:
-                job.warn(
-                    f"{path} had {size} bytes when it was opened and has {now[path]} now: another program has cut "
-                    "it, and what was read of it is not whole"
-                )
-
-
-def _sizes(disk: OpenDisk) -> dict[Path, int]:
-    """Of the regular files that a disk image stands in.  A backup proves what it reads."""
-    found = {}
-    for path in () if disk.format == "ferro" else disk.files:
-        with suppress(OSError):  # renamed or removed meanwhile: what is open stays
-            if stat.S_ISREG((status := os.stat(path)).st_mode):
-                found[path] = status.st_size
-    return found
+        tell_of_changes(disk.watched, job)
 
 
 @contextmanager
@@ -256,7 +247,7 @@ def _open_disk(text: str, access: Access, job: Job) -> Iterator[OpenDisk]:
         return
     asked: list[Path] = []
     try:
-        image, related = _open_image(reference, access, job, asked)
+        image, related, own = _open_image(reference, access, job, asked)
     except FormatError as error:
         raise error.of(str(reference.path)) from None
     try:
@@ -270,6 +261,7 @@ def _open_disk(text: str, access: Access, job: Job) -> Iterator[OpenDisk]:
             reference,
             access.sector_size,
             image=image,
+            own=own,
             opened=related.opened,
             secret_given=bool(asked),
         )
@@ -317,10 +309,12 @@ def is_image(reference: Reference, access: Access) -> bool:
         return reference.snapshot is not None and recognise(file) is None
 
 
-def _open_image(reference: Reference, access: Access, job: Job, asked: list[Path]) -> tuple[Image, Related]:
+def _open_image(
+    reference: Reference, access: Access, job: Job, asked: list[Path]
+) -> tuple[Image, Related, Watched | None]:
     """The container a file, or folder, is, and what else it opens; raw where its content shows no other.
 
-    Where it is encrypted its path is put into ``asked``.
+    The third is the file itself.  Where it is encrypted its path is put into ``asked``.
     """
     path = reference.path
 
@@ -333,12 +327,13 @@ def _open_image(reference: Reference, access: Access, job: Job, asked: list[Path
         path, access.related, patience=access.patience, passphrase=lambda: _passphrase(secret(path)), job=job
     )
     if path.is_dir():
-        return open_folder(path, related, access.format, headers_only=headers_only), related
+        return open_folder(path, related, access.format, headers_only=headers_only), related, None
     file = open_source(path, sector_size=access.sector_size, patience=access.patience)
     try:
+        own = watch(file)
         file = joined(file, related)
         format = _format_of(path, file, access, job)
-        return open_file(file, related, format, headers_only=headers_only), related
+        return open_file(file, related, format, headers_only=headers_only), related, own
     except BaseException:
         file.close()
         raise

@@ -16,8 +16,10 @@ from ferrotype.block.file import FileSource
 from ferrotype.block.memory import MemoryDisk
 from ferrotype.block.outputs import Outputs
 from ferrotype.block.views import Concat
+from ferrotype.block.watched import Watched
 from ferrotype.engine.beside import tell_of_beside
 from ferrotype.engine.convert import Converted, copy
+from ferrotype.engine.live import tell_of_changes
 from ferrotype.engine.reach import tell_of_reach
 from ferrotype.engine.references import OpenDisk
 from ferrotype.engine.room import check_room
@@ -145,7 +147,7 @@ def _write(disk: OpenDisk, wanted: NewImage, job: Job) -> Written:
     sector_size = sectors_in(wanted.format, disk, job)
     source = disk.source if wanted.format == "raw" else _whole_sectors(disk.source, job)
     with (
-        _backing(wanted) as (backing, below),
+        _backing(wanted, job) as (backing, below),
         Outputs(
             wanted.path,
             replace=wanted.replace,
@@ -191,8 +193,11 @@ def check_image(disk: OpenDisk, wanted: NewImage, doing: str = "converted") -> N
 
 
 @contextmanager
-def _backing(wanted: NewImage) -> Iterator[tuple[Backing | None, list[Path]]]:
-    """The lower layer of the new image, which the user named, opened for comparing with it; and all its files."""
+def _backing(wanted: NewImage, job: Job) -> Iterator[tuple[Backing | None, list[Path]]]:
+    """The lower layer of the new image, which the user named, opened for comparing with it; and all its files.
+
+    Warns afterwards where one of these was changed meanwhile.
+    """
     if wanted.backing is None:
         yield None, []
         return
@@ -210,6 +215,7 @@ def _backing(wanted: NewImage) -> Iterator[tuple[Backing | None, list[Path]]]:
             raise UsageError(
                 f"the backing file {path} is packed ({format}), which no reader of the new image looks into"
             )
+        own = Watched(file)
         related = Related(path, patience=wanted.patience)
         image = open_file(file, related, format)
     except BaseException:
@@ -218,5 +224,6 @@ def _backing(wanted: NewImage) -> Iterator[tuple[Backing | None, list[Path]]]:
     try:
         name = str(wanted.backing)
         yield Backing(f"./{name}" if is_address(name) else name, format, image.source), [path, *related.opened]
+        tell_of_changes([own, *related.opened.values()], job)
     finally:
         image.close()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from ferrotype.block import Source
 from ferrotype.block.file import FileSource
+from ferrotype.block.watched import Watched
 from ferrotype.errors import DeviceError, InvalidImage, NotAllowed, UnsupportedError, UsageError
 from ferrotype.job import Job, NullJob
 from ferrotype.stall import Patience
@@ -58,7 +59,7 @@ class Related:
         self._trees = tuple(Path(os.path.realpath(folder)) for folder in _homes(path))
         self._patience = patience
         self._seen: tuple[tuple[int, int], ...] = (_identity(path),) if path is not None else ()
-        self.opened: dict[Path, None] = {}  # everything opened so far, by this one and those made of it
+        self.opened: dict[Path, Watched] = {}  # everything opened so far, by this one and those made of it
 
     @classmethod
     def nothing(cls) -> Related:
@@ -189,12 +190,19 @@ class Related:
     def _open(self, path: Path, name: str, what: str) -> Source:
         try:
             file = FileSource(path, patience=self._patience)
-            self.opened[path] = None
+            self._watch(path, file)
             return file
         except UsageError as error:
             raise InvalidImage(f"the {what} {name!r} cannot be used: {error}") from None
         except DeviceError as error:
             raise DeviceError(f"the {what} {name!r} cannot be used: {error}") from error
+
+    def _watch(self, path: Path, file: FileSource) -> None:
+        known = self.opened.get(path)
+        if known is None:
+            self.opened[path] = Watched(file)
+        else:
+            known.again(file)
 
 
 def is_address(name: str) -> bool:
