@@ -215,6 +215,21 @@ def lock_byte(fd: int, offset: int, kind: int) -> bool:
     return True
 
 
+def is_locked(fd: int, offset: int, length: int, *, shared: bool) -> bool:
+    """Whether another open file description, or process, holds a lock on the range that would exclude ours.
+
+    ``shared``: ours would be a shared one, which only a writer's excludes.  ``length`` 0: to the end.  Nothing is
+    locked; False where there are no such locks.
+    """
+    wanted = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
+    try:
+        answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, struct.pack(_FLOCK, wanted, os.SEEK_SET, offset, length, 0))
+    except OSError:
+        return False
+    kind: int = struct.unpack(_FLOCK, answer)[0]
+    return kind != fcntl.F_UNLCK
+
+
 def file_system_type(where: int | str | os.PathLike[str]) -> int:
     """The magic number of the file system that an open file or a path is on (statfs, ``f_type``)."""
     libc = _libc()
@@ -289,11 +304,22 @@ def write_back(fd: int, offset: int, length: int, *, wait: bool) -> bool:
 MAX_RUNS: Final = 4 << 20  # 64 MiB of run list; a more fragmented file counts as data from there on
 
 
+_LAZY: Final = frozenset({0x2FC12FC1})  # ZFS: what is not stored yet may count as a hole (openzfs/zfs#15526)
+
+
+def settle_holes(fd: int) -> None:
+    """Have what was written to a file stored, where its holes would otherwise not be those of its content."""
+    with contextlib.suppress(OSError):
+        if (kind := file_system_type(fd)) in _LAZY or kind not in _LOCAL:
+            os.fdatasync(fd)
+
+
 def data_runs(fd: int, offset: int, end: int) -> tuple[Offsets, Offsets]:
     """Starts and ends of what is stored of the range; the rest is holes.
 
-    One pass, two calls a run.  Where the file system knows nothing of holes, and behind ``MAX_RUNS`` runs, all is
-    data.  Threads may share ``fd``: it moves the cursor of the descriptor, which nothing here reads.
+    One pass, two calls a run; ``settle_holes`` comes first, once for an open file.  Where the file system knows
+    nothing of holes, and behind ``MAX_RUNS`` runs, all is data.  Threads may share ``fd``: it moves the cursor of
+    the descriptor, which nothing here reads.
     """
     import numpy as np
 

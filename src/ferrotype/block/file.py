@@ -101,6 +101,7 @@ class FileSource:
             raise UsageError(f"{path} is not a regular file")
         self._size = status.st_size
         self._drop_cache = drop_cache
+        self._settled = False  # whether its holes can be asked for
         if not linux.is_local(self._fd):
             self._storage = Storage(self.path, patience or Patience(), "nothing on it was changed")
             self._storage.on(status.st_dev)
@@ -136,6 +137,9 @@ class FileSource:
         check_read(self.path, self._size, offset, length)
         if length == 0:
             return ExtentMap.uniform(offset, 0)
+        if not self._settled:
+            linux.settle_holes(self._fd)
+            self._settled = True
         starts, ends = linux.data_runs(self._fd, offset, offset + length)
         holes = ExtentMap.from_runs(offset, length, starts, ends, State.DATA, State.ZERO | State.HOLE)
         # What was cut off since the file was opened is not zero but missing: let the read say so.

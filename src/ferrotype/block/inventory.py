@@ -9,6 +9,7 @@ and rests on more: a file root on the devices of its file system, a device-mappe
 
     same_storage    ranges of one meet ranges of the other, or of what the other rests on
     lies_on         what the file is or rests on meets the device
+    writers_of      what is mounted so that it may be written to, and whose hands it is in
     uses            what is mounted, swapped to or held among the devices that meet the path
 """
 
@@ -19,14 +20,16 @@ import errno
 import os
 import re
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from ferrotype import linux
 from ferrotype.block import sysfs
+from ferrotype.block.holders import device_number, held, writers, writing_processes
 
-__all__ = ["Disk", "Partition", "disks", "lies_on", "same_storage", "uses"]
+__all__ = ["Disk", "Partition", "disks", "lies_on", "same_storage", "uses", "writers_of"]
 
 _UNIT: Final = 512  # bytes; sysfs counts in it whatever the sector size
 
@@ -257,14 +260,44 @@ def uses(path: str | os.PathLike[str]) -> tuple[str, ...]:
                 reasons.append(f"{title} is attached to it as a loop device")
             holders = folder / "holders"
             reasons += [f"{title} is part of {sysfs.title(holders / name)}" for name in sysfs.names(holders)]
-    for mount in sysfs.mounts():
-        if _meet([part for one in _mount_ranges(mount) for part in _made_of(one)], [target]):
-            device = sysfs.folder_of(mount.device)
-            reasons.append(f"{sysfs.title(device) if device else mount.source} is mounted at {mount.where}")
+    reasons += [f"{what} is mounted at {mount.where}" for mount, what in _mounts_on_range(target)]
     reasons += [f"{swap} is used as swap space" for swap in sysfs.swaps() if _swaps_to(swap, target)]
     if not reasons and itself is not None and _is_held(path):
         reasons.append(f"{path} is held by another program")
+    if not reasons:
+        reasons = held(Path(path)) if itself is None else _writing_to_device(Path(path), target)
     return tuple(dict.fromkeys(reasons))
+
+
+def writers_of(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Who may write to the device or file, or any part of it, while it is read: mounts, else programs."""
+    target = _path_range(path)
+    if target is None:
+        return ()
+    mounted = [
+        f"{what} is mounted at {mount.where}" for mount, what in _mounts_on_range(target) if not mount.read_only
+    ]
+    itself = sysfs.rdev(path)
+    found = mounted or (writers(Path(path)) if itself is None else _writing_to_device(Path(path), target))
+    return tuple(dict.fromkeys(found))
+
+
+def _mounts_on_range(target: _Range) -> Iterator[tuple[sysfs.Mount, str]]:
+    """The mounted file systems that keep bytes there, and what each is on."""
+    for mount in sysfs.mounts():
+        if _meet([part for one in _mount_ranges(mount) for part in _made_of(one)], [target]):
+            device = sysfs.folder_of(mount.device)
+            yield mount, sysfs.title(device) if device else mount.source
+
+
+def _writing_to_device(path: Path, target: _Range) -> list[str]:
+    """The programs that have the device, a part of it or what it is a part of open for writing: a sentence each."""
+
+    def is_it(link: str, descriptor: Path) -> bool:
+        number = device_number(descriptor) if link.startswith("/dev/") else None
+        return number is not None and _device_range(sysfs.number_from(number)).meets(target)
+
+    return [f"{path} is open for writing in {who}" for who in writing_processes(is_it)]
 
 
 def _below(device: sysfs.Number | None) -> list[sysfs.Number]:

@@ -103,6 +103,11 @@ class Mount(NamedTuple):
     source: str
     options: str  # of the file system, not of the mount
 
+    @property
+    def read_only(self) -> bool:
+        """Whether nothing can be written through any mount of the file system."""
+        return self.options.split(",")[0] == "ro"
+
 
 def unescape(word: str) -> str:
     """Undo what keeps spaces and line ends out of the tables in /proc."""

@@ -1,16 +1,33 @@
-"""Disks that are in use while they are read: what is taken of one may be of no one point in time."""
+"""Disks that are in use while they are read: what is taken of one may be of no one point in time.
+
+The work goes on, since a user may know better, and ends with code 8.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from ferrotype.block.inventory import writers_of
 from ferrotype.block.watched import Watched
 from ferrotype.job import Job
 
-__all__ = ["tell_of_changes"]
+if TYPE_CHECKING:
+    from ferrotype.engine.references import OpenDisk
+
+__all__ = ["tell_of_changes", "tell_of_use"]
 
 _NAMED: Final = 5  # files; a split disk has thousands
+
+
+def tell_of_use(disk: OpenDisk, job: Job) -> None:
+    """Warn where the disk is mounted, or a file of it is in the hands of a program that may write to it.
+
+    A backup proves what it reads; who writes to one only adds to it.
+    """
+    for path in () if disk.format == "ferro" else disk.files:
+        if said := writers_of(path):
+            job.warn(f"{'; '.join(said)}: what is written meanwhile may be caught half-way")
 
 
 def tell_of_changes(files: Iterable[Watched], job: Job) -> None:

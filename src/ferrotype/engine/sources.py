@@ -5,9 +5,10 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
-from ferrotype.block.inventory import Disk, hardware_of, lies_on, same_storage, uses
+from ferrotype.block.inventory import Disk, hardware_of, lies_on, same_storage
 from ferrotype.block.sysfs import machine_id
 from ferrotype.engine.beside import tell_of_beside
+from ferrotype.engine.live import tell_of_use
 from ferrotype.engine.prepare import NamedSource
 from ferrotype.engine.references import Access, OpenDisk, open_disk, parse
 from ferrotype.errors import Refused, UsageError
@@ -26,15 +27,12 @@ def named_source(text: str, image: Path, access: Access, stack: ExitStack, job: 
     is_device = reference.address is None and reference.path.is_block_device()
     if reference.address is None and same_storage(reference.path, image):
         raise Refused(f"{image} is the source itself; name another file for the image")
-    if is_device:
-        if lies_on(image, reference.path):
-            job.warn(f"{image} lies on {reference.path}, which is being backed up: keep it on another disk")
-        mounted = [use for use in uses(reference.path) if " mounted at " in use]
-        if mounted:
-            job.warn(f"{'; '.join(mounted)}: what is written meanwhile may be caught half-way")
+    if is_device and lies_on(image, reference.path):
+        job.warn(f"{image} lies on {reference.path}, which is being backed up: keep it on another disk")
     disk = stack.enter_context(open_disk(text, access, job))
     if any(same_storage(file, image) for file in disk.files):
         raise Refused(f"{image} is part of the source itself; name another file for the image")
+    tell_of_use(disk, job)
     tell_of_beside(disk, job)
     return known_by(disk)
 

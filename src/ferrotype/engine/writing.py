@@ -19,7 +19,7 @@ from ferrotype.block.views import Concat
 from ferrotype.block.watched import Watched
 from ferrotype.engine.beside import tell_of_beside
 from ferrotype.engine.convert import Converted, copy
-from ferrotype.engine.live import tell_of_changes
+from ferrotype.engine.live import tell_of_changes, tell_of_use
 from ferrotype.engine.reach import tell_of_reach
 from ferrotype.engine.references import OpenDisk
 from ferrotype.engine.room import check_room
@@ -125,6 +125,7 @@ def write_image(disk: OpenDisk, wanted: NewImage, job: Job) -> Written:
     there cannot be room.
     """
     check_image(disk, wanted)
+    tell_of_use(disk, job)
     tell_of_beside(disk, job)
     written = _write(disk, wanted, job)
     if wanted.format != "ferro":  # a backup tells it itself
