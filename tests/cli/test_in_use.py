@@ -15,7 +15,9 @@ import pytest
 
 import ferrotype as api
 from ferrotype import linux
+from ferrotype.block import holders
 from ferrotype.block.file import FileSource
+from ferrotype.block.inventory import writers_of
 from ferrotype.job import NullJob
 from ferrotype.units import MiB
 from tests.cli.program import ferrotype
@@ -144,3 +146,21 @@ def test_holes_are_asked_for_when_all_is_stored(disk: Path, monkeypatch: pytest.
             source.extents(0, MiB)
         assert called == expected
         called.clear()
+
+
+def test_many_files_are_looked_for_in_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A split disk has thousands."""
+    paths = [tmp_path / f"disk.{number:03}" for number in range(50)]
+    for path in paths:
+        path.write_bytes(b"x")
+    passes: list[Path] = []
+    listing = holders._numbers
+
+    def listed(folder: Path) -> list[int]:
+        passes.append(folder)
+        return listing(folder)
+
+    monkeypatch.setattr(holders, "_numbers", listed)
+    with open_in_a_program(paths[7], "r+b") as pid:
+        assert [f"process {pid} " in sentence for sentence in writers_of(*paths)] == [True]
+    assert passes.count(Path("/proc")) == 1

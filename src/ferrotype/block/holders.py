@@ -13,9 +13,9 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from ferrotype import linux
 
@@ -27,29 +27,32 @@ _PERMISSIONS: Final = 4  # reading, writing, writing the same again, resizing
 _WRITING: Final = (_USED + 1, _USED + 3)
 _PROC: Final = Path("/proc")
 
+T = TypeVar("T")
 
-def writers(path: Path) -> list[str]:
-    """Who may write to a regular file while it is read: a sentence each."""
-    with _opened(path) as fd:
-        found = []
-        if fd >= 0:
+
+def writers(paths: Sequence[Path]) -> dict[Path, str]:
+    """Who may write to regular files while they are read: a sentence for each that somebody may write to."""
+    found = {}
+    for path in paths:
+        with _opened(path) as fd:
+            if fd < 0:
+                continue
             if any(linux.is_locked(fd, at, 1, shared=False) for at in _WRITING):
-                found.append(f"{path} is in use by a running virtual machine")
+                found[path] = f"{path} is in use by a running virtual machine"
             elif linux.is_locked(fd, 0, 0, shared=True):
-                found.append(f"{path} is locked for writing by another program")
-    return found or [f"{path} is open for writing in {who}" for who in _file_writers(path)]
+                found[path] = f"{path} is locked for writing by another program"
+    return _file_writers([path for path in paths if path not in found]) | found
 
 
-def held(path: Path) -> list[str]:
-    """Whom writing to a regular file would harm: a sentence each."""
+def held(path: Path) -> str | None:
+    """Whom writing to a regular file would harm, in a sentence."""
     with _opened(path) as fd:
-        found = []
         if fd >= 0:
             if any(linux.is_locked(fd, at, _PERMISSIONS, shared=False) for at in (_USED, _NOT_SHARED)):
-                found.append(f"{path} is in use by a running virtual machine")
-            elif linux.is_locked(fd, 0, 0, shared=False):
-                found.append(f"{path} is locked by another program")
-    return found or [f"{path} is open for writing in {who}" for who in _file_writers(path)]
+                return f"{path} is in use by a running virtual machine"
+            if linux.is_locked(fd, 0, 0, shared=False):
+                return f"{path} is locked by another program"
+    return _file_writers([path]).get(path)
 
 
 @contextlib.contextmanager
@@ -66,42 +69,47 @@ def _opened(path: Path) -> Iterator[int]:
         os.close(fd)
 
 
-def _file_writers(path: Path) -> Iterator[str]:
-    try:
-        status, name = path.stat(), path.resolve().name
-    except OSError:
-        return
+def _file_writers(paths: Sequence[Path]) -> dict[Path, str]:
+    """The files that other processes have open for writing, all found in one pass over these."""
+    known = {}  # by the name first: asking a descriptor for more may wait for a server that is gone
+    for path in paths:
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            known[path.resolve().name, status.st_dev, status.st_ino] = path
+    names = {name for name, _, _ in known}
 
-    def is_it(link: str, descriptor: Path) -> bool:
-        # By its name first: asking a descriptor for more may wait for a server that is gone.
-        if os.path.basename(link) != name:
-            return False
-        found = os.stat(descriptor)
-        return (found.st_dev, found.st_ino) == (status.st_dev, status.st_ino)
+    def which(link: str, descriptor: Path) -> Path | None:
+        name = os.path.basename(link)
+        if name not in names:
+            return None
+        status = os.stat(descriptor)
+        return known.get((name, status.st_dev, status.st_ino))
 
-    yield from writing_processes(is_it)
+    return {path: f"{path} is open for writing in {who}" for who, path in writing_processes(which)}
 
 
-def writing_processes(is_it: Callable[[str, Path], bool]) -> Iterator[str]:
-    """The other processes with a descriptor open for writing that ``is_it``, by number and name.
+def writing_processes(which: Callable[[str, Path], T | None]) -> Iterator[tuple[str, T]]:
+    """The other processes, by number and name, with a descriptor open for writing of something ``which`` knows.
 
-    ``is_it`` is given what the descriptor leads to and its place in /proc; it may raise OSError.
+    It is given what the descriptor leads to and its place in /proc; it may raise OSError.
     """
     own = os.getpid()
     for process in _numbers(_PROC):
-        if process != own and any(_writes(process, number, is_it) for number in _numbers(_PROC / f"{process}/fd")):
-            yield f"process {process} ({_name(process)})"
+        for number in _numbers(_PROC / f"{process}/fd") if process != own else ():
+            if (found := _written(process, number, which)) is not None:
+                yield f"process {process} ({_name(process)})", found
 
 
-def _writes(process: int, number: int, is_it: Callable[[str, Path], bool]) -> bool:
+def _written(process: int, number: int, which: Callable[[str, Path], T | None]) -> T | None:
     descriptor = _PROC / f"{process}/fd/{number}"
     try:
-        if not is_it(os.readlink(descriptor), descriptor):
-            return False
+        if (found := which(os.readlink(descriptor), descriptor)) is None:
+            return None
         told = (_PROC / f"{process}/fdinfo/{number}").read_text().partition("flags:")[2].split()
-        return bool(told) and int(told[0], 8) & os.O_ACCMODE != os.O_RDONLY
+        writes = bool(told) and int(told[0], 8) & os.O_ACCMODE != os.O_RDONLY
     except (OSError, ValueError):  # closed meanwhile
-        return False
+        return None
+    return found if writes else None
 
 
 def _numbers(folder: Path) -> list[int]:

@@ -260,44 +260,50 @@ def uses(path: str | os.PathLike[str]) -> tuple[str, ...]:
                 reasons.append(f"{title} is attached to it as a loop device")
             holders = folder / "holders"
             reasons += [f"{title} is part of {sysfs.title(holders / name)}" for name in sysfs.names(holders)]
-    reasons += [f"{what} is mounted at {mount.where}" for mount, what in _mounts_on_range(target)]
+    for mount in sysfs.mounts():
+        reasons += [f"{what} is mounted at {mount.where}" for _, what in _kept_on(mount, {Path(path): target})]
     reasons += [f"{swap} is used as swap space" for swap in sysfs.swaps() if _swaps_to(swap, target)]
     if not reasons and itself is not None and _is_held(path):
         reasons.append(f"{path} is held by another program")
     if not reasons:
-        reasons = held(Path(path)) if itself is None else _writing_to_device(Path(path), target)
+        by = held(Path(path)) if itself is None else _written_device(Path(path), target)
+        reasons = [by] if by is not None else []
     return tuple(dict.fromkeys(reasons))
 
 
-def writers_of(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Who may write to the device or file, or any part of it, while it is read: mounts, else programs."""
-    target = _path_range(path)
-    if target is None:
-        return ()
-    mounted = [
-        f"{what} is mounted at {mount.where}" for mount, what in _mounts_on_range(target) if not mount.read_only
-    ]
-    itself = sysfs.rdev(path)
-    found = mounted or (writers(Path(path)) if itself is None else _writing_to_device(Path(path), target))
-    return tuple(dict.fromkeys(found))
+def writers_of(*paths: Path) -> tuple[str, ...]:
+    """Who may write to the devices or files, or to any part of them, while they are read: mounts, else programs."""
+    targets = {path: target for path in paths if (target := _path_range(path)) is not None}
+    mounted: dict[Path, str] = {}
+    for mount in sysfs.mounts() if targets else ():
+        if not mount.read_only:
+            for path, what in _kept_on(mount, targets):
+                mounted.setdefault(path, f"{what} is mounted at {mount.where}")
+    others = [path for path in targets if path not in mounted]
+    found = writers([path for path in others if sysfs.rdev(path) is None])
+    for path in others:
+        if path not in found and sysfs.rdev(path) is not None and (by := _written_device(path, targets[path])):
+            found[path] = by
+    return tuple(dict.fromkeys([*mounted.values(), *found.values()]))
 
 
-def _mounts_on_range(target: _Range) -> Iterator[tuple[sysfs.Mount, str]]:
-    """The mounted file systems that keep bytes there, and what each is on."""
-    for mount in sysfs.mounts():
-        if _meet([part for one in _mount_ranges(mount) for part in _made_of(one)], [target]):
+def _kept_on(mount: sysfs.Mount, targets: dict[Path, _Range]) -> Iterator[tuple[Path, str]]:
+    """The targets that a mounted file system keeps bytes on, and what it is on."""
+    parts = [part for one in _mount_ranges(mount) for part in _made_of(one)]
+    for path, target in targets.items():
+        if _meet(parts, [target]):
             device = sysfs.folder_of(mount.device)
-            yield mount, sysfs.title(device) if device else mount.source
+            yield path, sysfs.title(device) if device else mount.source
 
 
-def _writing_to_device(path: Path, target: _Range) -> list[str]:
-    """The programs that have the device, a part of it or what it is a part of open for writing: a sentence each."""
+def _written_device(path: Path, target: _Range) -> str | None:
+    """The program that has the device, a part of it or what it is a part of open for writing, in a sentence."""
 
-    def is_it(link: str, descriptor: Path) -> bool:
+    def which(link: str, descriptor: Path) -> Path | None:
         number = device_number(descriptor) if link.startswith("/dev/") else None
-        return number is not None and _device_range(sysfs.number_from(number)).meets(target)
+        return path if number is not None and _device_range(sysfs.number_from(number)).meets(target) else None
 
-    return [f"{path} is open for writing in {who}" for who in writing_processes(is_it)]
+    return next((f"{path} is open for writing in {who}" for who, _ in writing_processes(which)), None)
 
 
 def _below(device: sysfs.Number | None) -> list[sysfs.Number]:

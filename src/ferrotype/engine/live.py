@@ -25,9 +25,10 @@ def tell_of_use(disk: OpenDisk, job: Job) -> None:
 
     A backup proves what it reads; who writes to one only adds to it.
     """
-    for path in () if disk.format == "ferro" else disk.files:
-        if said := writers_of(path):
-            job.warn(f"{'; '.join(said)}: what is written meanwhile may be caught half-way")
+    said = () if disk.format == "ferro" else writers_of(*disk.files)
+    if said:
+        more = [f"{len(said) - _NAMED} more"] if len(said) > _NAMED else []
+        job.warn(f"{'; '.join([*said[:_NAMED], *more])}: what is written meanwhile may be caught half-way")
 
 
 def tell_of_changes(files: Iterable[Watched], job: Job) -> None:
