@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from ferrotype.block.file import FileSource
 from ferrotype.block.inventory import writers_of
 from ferrotype.job import NullJob
 from ferrotype.units import MiB
-from tests.cli.program import ferrotype
+from tests.cli.program import PROGRAM, environment, ferrotype
 from tests.machine import loop, mounted, need, run
 from tests.volumes.disks import blank
 
@@ -85,6 +86,64 @@ def test_the_disk_of_a_running_machine_is_not_written_to(disk: Path, image: Path
                 assert "in use by a running virtual machine" in done.err
             ferrotype("convert", image, disk, "--force", code=3)
     assert disk.read_bytes() == before
+
+
+def test_every_verb_that_reads_a_disk_warns(disk: Path, tmp_path: Path) -> None:
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-b", disk.name, "-F", "raw", tmp_path / "over.qcow2")
+    other = Path(shutil.copy(disk, tmp_path / "other.img"))
+    with held_by_qemu(disk):
+        for words in (
+            ("checksum", tmp_path / "over.qcow2"),
+            ("compare", other, disk),
+            ("convert", other, tmp_path / "new.qcow2", "-B", disk.name, "--backing-format", "raw"),
+        ):
+            done = ferrotype(*words, "--json", code=8)
+            assert any(f"{disk} is in use by a running virtual" in warning for warning in done.document["warnings"])
+
+
+def test_every_file_that_is_replaced_or_removed_is_looked_at(disk: Path, tmp_path: Path) -> None:
+    out, extent = tmp_path / "a.vmdk", tmp_path / "a-f001.vmdk"
+    words = ("convert", disk, out, "-o", "subformat=twoGbMaxExtentFlat")
+    ferrotype(*words)
+    before = extent.stat().st_ino
+    with held_by_qemu(extent):
+        assert f"{extent} is in use" in ferrotype(*words, "--force", code=3).err
+        assert f"{extent} is in use" in ferrotype("convert", disk, out, "--force", code=3).err  # it would be removed
+    assert extent.stat().st_ino == before
+    ferrotype(*words, "--force")
+
+
+@pytest.mark.parametrize("kind", ["LOCK_EX", "LOCK_SH"])
+def test_a_target_that_is_locked_by_flock(kind: str, disk: Path, image: Path) -> None:
+    code = f"import fcntl, sys; f = open({str(disk)!r}); fcntl.flock(f, fcntl.{kind}); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        for words in ((), ("--delta",)):
+            done = ferrotype("restore", image, disk, "--force", *words, code=3)
+            assert f"{disk} is locked by another program" in done.err
+        ferrotype("checksum", disk)  # to read it is no harm
+        process.communicate(b"\n")
+    run("flock", disk, *PROGRAM, "restore", image, disk, "--force", env=environment())  # which holds it for us
+
+
+def test_a_loop_device_that_is_held_where_it_does_not_show(disk: Path) -> None:
+    """As one is that is mounted in another namespace."""
+    with loop(disk) as device:
+        held = os.open(device, os.O_RDONLY | os.O_EXCL)
+        try:
+            assert f"{device} is held by another program" in ferrotype("checksum", disk, code=8).err
+        finally:
+            os.close(held)
+        ferrotype("checksum", disk)
+
+
+def test_an_image_inside_of_the_disk_that_is_backed_up(tmp_path: Path) -> None:
+    path = blank(tmp_path / "fs.img", 8 * MiB)
+    run("mkfs.ext4", "-q", path)
+    with loop(path) as device, mounted(device, "ext4", tmp_path / "mount") as root:
+        done = ferrotype("backup", path, root / "inside.ferro", code=8)
+    assert f"inside.ferro lies on {path}, which is being backed up" in done.err
 
 
 def test_a_file_that_is_open_for_writing_elsewhere(disk: Path, image: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
     locks          any that excludes ours (fcntl(2), F_OFD_GETLK): asked for, never taken
     QEMU           bytes 100 + p and 200 + p of an image are locked where it uses, or does not share, permission p
                    (docs/devel of QEMU and its block/file-posix.c: 1 is writing, 3 resizing)
+    flock          /proc/locks tells of it; what this process or its parents hold is held for its sake
     descriptors    /proc/PID/fd, as far as the user may look: root sees all
 
 What another machine does with a file on shared storage is seen by locks alone.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +28,7 @@ _NOT_SHARED: Final = 200
 _PERMISSIONS: Final = 4  # reading, writing, writing the same again, resizing
 _WRITING: Final = (_USED + 1, _USED + 3)
 _PROC: Final = Path("/proc")
+_FLOCK: Final = re.compile(r"^\d+: FLOCK +\S+ +\S+ +(\d+) +([0-9a-f]+):([0-9a-f]+):(\d+) ", re.MULTILINE)
 
 T = TypeVar("T")
 
@@ -50,7 +53,7 @@ def held(path: Path) -> str | None:
         if fd >= 0:
             if any(linux.is_locked(fd, at, _PERMISSIONS, shared=False) for at in (_USED, _NOT_SHARED)):
                 return f"{path} is in use by a running virtual machine"
-            if linux.is_locked(fd, 0, 0, shared=False):
+            if linux.is_locked(fd, 0, 0, shared=False) or _is_flocked(fd):
                 return f"{path} is locked by another program"
     return _file_writers([path]).get(path)
 
@@ -67,6 +70,33 @@ def _opened(path: Path) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def _is_flocked(fd: int) -> bool:
+    """Whether somebody has an flock, which says nothing of writing: scripts take turns in reading by it, too."""
+    status = os.fstat(fd)
+    itself = os.major(status.st_dev), os.minor(status.st_dev), status.st_ino
+    try:
+        table = (_PROC / "locks").read_text()
+    except OSError:
+        return False
+    owners = {
+        int(pid)
+        for pid, major, minor, inode in _FLOCK.findall(table)
+        if (int(major, 16), int(minor, 16), int(inode)) == itself
+    }
+    return bool(owners) and not owners <= _ancestors()
+
+
+def _ancestors() -> set[int]:
+    """This process and those above it: ``flock disk.img ferrotype ...`` holds its lock for this one."""
+    found: set[int] = set()
+    pid = os.getpid()
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        while pid > 0 and pid not in found:
+            found.add(pid)
+            pid = int((_PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+    return found
 
 
 def _file_writers(paths: Sequence[Path]) -> dict[Path, str]:

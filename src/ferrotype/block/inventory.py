@@ -272,19 +272,36 @@ def uses(path: str | os.PathLike[str]) -> tuple[str, ...]:
 
 
 def writers_of(*paths: Path) -> tuple[str, ...]:
-    """Who may write to the devices or files, or to any part of them, while they are read: mounts, else programs."""
+    """Who may write to devices or files, or to any part of them, while they are read: mounts, swap, else programs."""
     targets = {path: target for path in paths if (target := _path_range(path)) is not None}
     mounted: dict[Path, str] = {}
+    quiet: set[Path] = set()  # mounted to be read: held, and not written to
     for mount in sysfs.mounts() if targets else ():
-        if not mount.read_only:
-            for path, what in _kept_on(mount, targets):
+        for path, what in _kept_on(mount, targets):
+            if mount.read_only:
+                quiet.add(path)
+            else:
                 mounted.setdefault(path, f"{what} is mounted at {mount.where}")
+    for swap in sysfs.swaps():
+        for path in (path for path, target in targets.items() if _swaps_to(swap, target)):
+            mounted.setdefault(path, f"{swap} is used as swap space")
     others = [path for path in targets if path not in mounted]
     found = writers([path for path in others if sysfs.rdev(path) is None])
     for path in others:
         if path not in found and sysfs.rdev(path) is not None and (by := _written_device(path, targets[path])):
             found[path] = by
-    return tuple(dict.fromkeys([*mounted.values(), *found.values()]))
+    unknown = {path: targets[path] for path in others if path not in found and path not in quiet}
+    return tuple(dict.fromkeys([*mounted.values(), *found.values(), *_held_out_of_sight(unknown)]))
+
+
+def _held_out_of_sight(targets: dict[Path, _Range]) -> Iterator[str]:
+    """Devices over the targets that are held for what does not show here, such as mounts of other namespaces."""
+    there = [folder for number, folder in sysfs.devices() if _meet([_device_range(number)], list(targets.values()))]
+    if any(sysfs.names(folder / "holders") for folder in there):  # what is made of them shows
+        return
+    for folder in there:
+        if not sysfs.count(folder / "ro") and _is_held(sysfs.device_path(folder)):
+            yield f"{sysfs.title(folder)} is held by another program"
 
 
 def _kept_on(mount: sysfs.Mount, targets: dict[Path, _Range]) -> Iterator[tuple[Path, str]]:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from ferrotype.block.file import PROMISE, FileSink, sync_folder
-from ferrotype.block.inventory import same_storage
+from ferrotype.block.inventory import same_storage, uses
 from ferrotype.errors import Refused, WriteError
 from ferrotype.fresh import aside_name, true_name
 from ferrotype.stall import Patience, Storage
@@ -145,6 +145,8 @@ class Outputs:
     def _check_spared(self, path: Path) -> None:
         if any(same_storage(path, one) for one in self._spared):
             raise Refused(f"{path} is part of what is being read; nothing was overwritten")
+        if os.path.lexists(path) and (reasons := uses(path)):
+            raise Refused(f"{path} is in use: {'; '.join(reasons)}; nothing was overwritten")
 
     def _stale(self) -> list[Path]:
         """Files of an older output that the new one does not replace."""

@@ -21,6 +21,7 @@ from blake3 import blake3
 from ferrotype.block import Source
 from ferrotype.block.device import aligned_buffer
 from ferrotype.block.lenient import Lenient
+from ferrotype.engine.live import tell_of_use
 from ferrotype.engine.reach import tell_of_reach
 from ferrotype.engine.unreadable import tell_of_disk
 from ferrotype.extents import ExtentMap, State
@@ -67,6 +68,7 @@ def checksum(source: Source, job: Job, *, workers: int = 0) -> str:
 
 def checksum_of(disk: OpenDisk, job: Job) -> Checksum:
     """The content hash of a disk; what cannot be read counts as zeros, as in a backup of it, and the job is told."""
+    tell_of_use(disk, job)
     source = Lenient(disk.source, job)
     digest = checksum(source, job)
     tell_of_disk(disk, source.found, job, source.reason)

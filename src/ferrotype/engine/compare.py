@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ferrotype.block import Source
 from ferrotype.block.device import aligned_buffer
 from ferrotype.block.lenient import Lenient
+from ferrotype.engine.live import tell_of_use
 from ferrotype.engine.reach import tell_of_reach
 from ferrotype.engine.unreadable import tell_of_disk
 from ferrotype.extents import ExtentMap, State, merge
@@ -125,6 +126,8 @@ def compare(one: Source, other: Source, job: Job, *, strict: bool = False, worke
 
 def compare_disks(one: OpenDisk, other: OpenDisk, job: Job, *, strict: bool = False) -> Comparison:
     """``compare``, with the job told what of either could not be read."""
+    for disk in (one, other):
+        tell_of_use(disk, job)
     result = compare(one.source, other.source, job, strict=strict)
     for disk, found, reason in zip((one, other), result.found, result.reasons, strict=True):
         tell_of_disk(disk, found, job, reason)

@@ -6,6 +6,7 @@ The work goes on, since a user may know better, and ends with code 8.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ferrotype.block.inventory import writers_of
@@ -15,7 +16,7 @@ from ferrotype.job import Job
 if TYPE_CHECKING:
     from ferrotype.engine.references import OpenDisk
 
-__all__ = ["tell_of_changes", "tell_of_use"]
+__all__ = ["tell_of_changes", "tell_of_use", "tell_of_writers"]
 
 _NAMED: Final = 5  # files; a split disk has thousands
 
@@ -25,7 +26,13 @@ def tell_of_use(disk: OpenDisk, job: Job) -> None:
 
     A backup proves what it reads; who writes to one only adds to it.
     """
-    said = () if disk.format == "ferro" else writers_of(*disk.files)
+    if disk.format != "ferro":
+        tell_of_writers(disk.files, job)
+
+
+def tell_of_writers(files: Iterable[Path], job: Job) -> None:
+    """The same of files that are named."""
+    said = writers_of(*files)
     if said:
         more = [f"{len(said) - _NAMED} more"] if len(said) > _NAMED else []
         job.warn(f"{'; '.join([*said[:_NAMED], *more])}: what is written meanwhile may be caught half-way")

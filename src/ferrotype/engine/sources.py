@@ -24,10 +24,9 @@ def named_source(text: str, image: Path, access: Access, stack: ExitStack, job: 
     reference = parse(text)
     if reference.address is None and not reference.path.exists():
         raise UsageError(f"{reference.path} does not exist")
-    is_device = reference.address is None and reference.path.is_block_device()
     if reference.address is None and same_storage(reference.path, image):
         raise Refused(f"{image} is the source itself; name another file for the image")
-    if is_device and lies_on(image, reference.path):
+    if reference.address is None and lies_on(image, reference.path):
         job.warn(f"{image} lies on {reference.path}, which is being backed up: keep it on another disk")
     disk = stack.enter_context(open_disk(text, access, job))
     if any(same_storage(file, image) for file in disk.files):

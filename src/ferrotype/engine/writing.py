@@ -19,7 +19,7 @@ from ferrotype.block.views import Concat
 from ferrotype.block.watched import Watched
 from ferrotype.engine.beside import tell_of_beside
 from ferrotype.engine.convert import Converted, copy
-from ferrotype.engine.live import tell_of_changes, tell_of_use
+from ferrotype.engine.live import tell_of_changes, tell_of_use, tell_of_writers
 from ferrotype.engine.reach import tell_of_reach
 from ferrotype.engine.references import OpenDisk
 from ferrotype.engine.room import check_room
@@ -223,6 +223,7 @@ def _backing(wanted: NewImage, job: Job) -> Iterator[tuple[Backing | None, list[
         file.close()
         raise
     try:
+        tell_of_writers([path, *related.opened], job)
         name = str(wanted.backing)
         yield Backing(f"./{name}" if is_address(name) else name, format, image.source), [path, *related.opened]
         tell_of_changes([own, *related.opened.values()], job)
