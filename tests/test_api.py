@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import ferrotype
+from ferrotype import linux
 from ferrotype.errors import Cancelled, InvalidImage, KeyRefused, NotAllowed, Refused, UsageError
 from ferrotype.job import NullJob
 from ferrotype.units import MiB
@@ -187,3 +190,24 @@ def test_every_public_name_is_there_and_documented() -> None:
         [sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, check=False
     )
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["raw", "parts", "backing file"])
+def test_all_sectors_does_not_believe_in_holes(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that calls data a hole, as some did of what was not stored yet."""
+    content = random.Random(3).randbytes(2 * MiB)
+    source = tmp_path / "disk.raw"
+    source.write_bytes(content)
+    if kind == "parts":
+        source = tmp_path / "disk.001"
+        source.write_bytes(content[:MiB])
+        (tmp_path / "disk.002").write_bytes(content[MiB:])
+    elif kind == "backing file":
+        source = tmp_path / "top.qcow2"
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "disk.raw", "-F", "raw", source)
+    image = tmp_path / "disk.ferro"
+    with monkeypatch.context() as patch:
+        patch.setattr(linux, "data_runs", lambda *_: (np.array([], np.int64), np.array([], np.int64)))
+        ferrotype.backup(source, image, all_sectors=True)
+    ferrotype.restore(image, tmp_path / "back.raw")
+    assert (tmp_path / "back.raw").read_bytes() == content

@@ -89,7 +89,8 @@ def backup(
     path = Path(image)
     exists = path.exists()
     with ExitStack() as stack:
-        access = replace(_access(password, format, related, sector_size), secret_given=False)  # it is for the image
+        access = _access(password, format, related, sector_size)
+        access = replace(access, secret_given=False, holes=not all_sectors)  # the secret is for the image
         named = [named_source(os.fspath(one), path, access, stack, job) for one in sources]
         options = ImageOptions(
             level,

@@ -304,13 +304,15 @@ def write_back(fd: int, offset: int, length: int, *, wait: bool) -> bool:
 MAX_RUNS: Final = 4 << 20  # 64 MiB of run list; a more fragmented file counts as data from there on
 
 
-_LAZY: Final = frozenset({0x2FC12FC1})  # ZFS: what is not stored yet may count as a hole (openzfs/zfs#15526)
+# Where SEEK_DATA looks into the page cache: ext4, XFS, tmpfs.  On others what is not stored yet may count as a hole, as
+# it did on ZFS (openzfs/zfs#15526), and an overlay does not tell what it is over.
+_EXACT: Final = frozenset({0xEF53, 0x58465342, 0x01021994})
 
 
 def settle_holes(fd: int) -> None:
     """Have what was written to a file stored, where its holes would otherwise not be those of its content."""
     with contextlib.suppress(OSError):
-        if (kind := file_system_type(fd)) in _LAZY or kind not in _LOCAL:
+        if file_system_type(fd) not in _EXACT:
             os.fdatasync(fd)
 
 

@@ -62,9 +62,15 @@ def _address(buf: memoryview) -> int:
 
 
 def open_source(
-    path: str | os.PathLike[str], *, sector_size: int | None = None, patience: Patience | None = None
+    path: str | os.PathLike[str],
+    *,
+    sector_size: int | None = None,
+    patience: Patience | None = None,
+    holes: bool = True,
 ) -> Source:
     """The block device or regular file at ``path``; ``sector_size`` is for files, which do not know theirs.
+
+    Without ``holes`` those of a file are not believed.
 
     Raises UsageError where there is none, or where the device's sector size is another; DeviceError where it cannot
     be opened.
@@ -76,7 +82,7 @@ def open_source(
     except OSError as error:
         raise DeviceError(f"{path} cannot be opened for reading: {why(error)}") from error
     if stat.S_ISREG(mode):
-        return FileSource(path, sector_size or 512, patience=patience)
+        return FileSource(path, sector_size or 512, patience=patience, holes=holes)
     if not stat.S_ISBLK(mode):
         raise UsageError(f"{path} is neither a block device nor a regular file")
     device = DeviceSource(path)

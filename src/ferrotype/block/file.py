@@ -84,8 +84,12 @@ class FileSource:
         *,
         drop_cache: bool = True,
         patience: Patience | None = None,
+        holes: bool = True,
     ) -> None:
-        """Open for reading.  With ``drop_cache`` what large reads leave in the page cache is given back."""
+        """Open for reading.  With ``drop_cache`` what large reads leave in the page cache is given back.
+
+        Without ``holes`` the file system is not believed that what it calls a hole is zeros: all is read.
+        """
         self.path = Path(path)
         self._storage: Storage | None = None  # only where reading may wait for another machine or process
         try:
@@ -101,6 +105,7 @@ class FileSource:
             raise UsageError(f"{path} is not a regular file")
         self._size = status.st_size
         self._drop_cache = drop_cache
+        self._holes = holes
         self._settled = False  # whether its holes can be asked for
         if not linux.is_local(self._fd):
             self._storage = Storage(self.path, patience or Patience(), "nothing on it was changed")
@@ -135,8 +140,8 @@ class FileSource:
 
     def extents(self, offset: int, length: int, /) -> ExtentMap:
         check_read(self.path, self._size, offset, length)
-        if length == 0:
-            return ExtentMap.uniform(offset, 0)
+        if length == 0 or not self._holes:
+            return ExtentMap.uniform(offset, length)
         if not self._settled:
             linux.settle_holes(self._fd)
             self._settled = True

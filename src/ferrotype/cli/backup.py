@@ -69,7 +69,7 @@ def command(
         from ferrotype.engine.sources import as_text, named_source
         from ferrotype.engine.space import warn_of_estimate
 
-        access = replace(opening.access(frame), secret_given=False)  # it is for IMAGE
+        access = replace(opening.access(frame), secret_given=False, holes=not all_sectors)  # the secret is for IMAGE
         named = [named_source(text, image, access, stack, job) for text in sources]
         wanted = ImageOptions(
             level,

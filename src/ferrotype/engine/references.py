@@ -112,6 +112,7 @@ class Access:
     opener: Opener = PosixFile  # how the files of an image are opened
     patience: Patience | None = None  # how long storage may take
     memory: Memory | None = None  # what is remembered of images, and who is told of what does not fit
+    holes: bool = True  # what a file system calls a hole of a file counts as zeros, and is not read
     headers_only: bool = False  # a disk image whose disk cannot be read is wanted for what its headers say
 
     def __post_init__(self) -> None:
@@ -324,11 +325,16 @@ def _open_image(
 
     headers_only = access.headers_only and reference.partition is None
     related = Related(
-        path, access.related, patience=access.patience, passphrase=lambda: _passphrase(secret(path)), job=job
+        path,
+        access.related,
+        patience=access.patience,
+        passphrase=lambda: _passphrase(secret(path)),
+        job=job,
+        holes=access.holes,
     )
     if path.is_dir():
         return open_folder(path, related, access.format, headers_only=headers_only), related, None
-    file = open_source(path, sector_size=access.sector_size, patience=access.patience)
+    file = open_source(path, sector_size=access.sector_size, patience=access.patience, holes=access.holes)
     try:
         own = watch(file)
         file = joined(file, related)

@@ -46,8 +46,12 @@ class Related:
         patience: Patience | None = None,
         passphrase: Callable[[], bytes | None] = lambda: None,
         job: Job | None = None,
+        holes: bool = True,
     ) -> None:
-        """``path``: the file the user named; ``allowed``: further files and folders that may be opened."""
+        """``path``: the file the user named; ``allowed``: further files and folders that may be opened.
+
+        ``holes``: whether those that the file system tells of in these files are believed.
+        """
         self.job: Job = job or NullJob()  # hears how long work on the way to the disk gets on, such as unpacking
         self.depth = 0  # how many files the image lies in, such as an archive
         self.packed = 0  # bytes of the outermost of them
@@ -58,6 +62,7 @@ class Related:
         # a link that the user named has two homes: its own folder, and that of what it leads to
         self._trees = tuple(Path(os.path.realpath(folder)) for folder in _homes(path))
         self._patience = patience
+        self._holes = holes
         self._seen: tuple[tuple[int, int], ...] = (_identity(path),) if path is not None else ()
         self.opened: dict[Path, Watched] = {}  # everything opened so far, by this one and those made of it
 
@@ -118,7 +123,7 @@ class Related:
         ``packed``: bytes of the file that all is unpacked from, unless it lies in another itself; ``called``: the
         name of one that may open nothing.
         """
-        inner = Related(None, passphrase=self.passphrase, patience=self._patience, job=self.job)
+        inner = Related(None, passphrase=self.passphrase, patience=self._patience, job=self.job, holes=self._holes)
         inner.depth, inner.packed, inner.called = self.depth + 1, self.packed or packed, name or called
         if name is not None and self.path is not None:
             inner.path, inner._allowed, inner._trees = self.path.with_name(name), self._allowed, self._trees
@@ -130,7 +135,13 @@ class Related:
         """The same for the files in the folder that ``path`` is: names are resolved in it, and lead no further."""
         if self.path is None:
             return self
-        inner = Related(self.path / "-", self._allowed, patience=self._patience, passphrase=self.passphrase)
+        inner = Related(
+            self.path / "-",
+            self._allowed,
+            patience=self._patience,
+            passphrase=self.passphrase,
+            holes=self._holes,
+        )
         inner._seen, inner.opened = self._seen, self.opened
         return inner
 
@@ -152,6 +163,7 @@ class Related:
                 raise InvalidImage(f"the chain of images has more than {MAX_DEPTH} layers")
             inner = Related.nothing()
             inner.path, inner.passphrase, inner._patience = path, self.passphrase, self._patience
+            inner._holes = self._holes
             inner._allowed, inner._trees, inner._seen = self._allowed, self._trees, (*self._seen, identity)
             inner.opened, inner.job, inner.depth, inner.packed = self.opened, self.job, self.depth, self.packed
             if is_packed(format or recognise(file)):
@@ -189,7 +201,7 @@ class Related:
 
     def _open(self, path: Path, name: str, what: str) -> Source:
         try:
-            file = FileSource(path, patience=self._patience)
+            file = FileSource(path, patience=self._patience, holes=self._holes)
             self._watch(path, file)
             return file
         except UsageError as error:
