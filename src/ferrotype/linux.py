@@ -304,8 +304,8 @@ def write_back(fd: int, offset: int, length: int, *, wait: bool) -> bool:
 MAX_RUNS: Final = 4 << 20  # 64 MiB of run list; a more fragmented file counts as data from there on
 
 
-# Where SEEK_DATA looks into the page cache: ext4, XFS, tmpfs.  On others what is not stored yet may count as a hole, as
-# it did on ZFS (openzfs/zfs#15526), and an overlay does not tell what it is over.
+# Where SEEK_DATA looks into the page cache: ext4, XFS, tmpfs.  On others what is not stored yet may count as a hole,
+# as it did on ZFS (openzfs/zfs#15526); an overlay does not tell what it is over.
 _EXACT: Final = frozenset({0xEF53, 0x58465342, 0x01021994})
 
 
