@@ -283,3 +283,30 @@ def test_a_device_without_a_medium_is_none(tmp_path: Path) -> None:
             (tmp_path / name).unlink(missing_ok=True)  # another test took it meanwhile
         assert (done.code, "no medium" in done.err) == (4, True)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_disk_of_which_nothing_can_be_read_is_none(tmp_path: Path) -> None:
+    """Zeros are not what it held: no snapshot, no image, no sum."""
+    (tmp_path / "dead").mkdir()
+    backup, image = tmp_path / "a.ferro", tmp_path / "a.vhd"
+    with troubled(tmp_path / "dead", bad=((0, MiB),)) as disk:
+        (disk.backing / "disk.img").write_bytes(CONTENT[:MiB])
+        dead = disk.path / "disk.img"
+        for verb, outputs in (("backup", [backup]), ("convert", [image]), ("checksum", [])):
+            done = ferrotype(verb, dead, *outputs, "--format", "raw", code=6)
+            assert "nothing of it could be read" in done.err
+    assert ferrotype("list", backup, "--json").document["snapshots"] == []
+    assert not image.exists()
+
+
+def test_the_sums_of_a_backup_add_up(tmp_path: Path) -> None:
+    """Data that fill a part of their cells, beside holes and free space; and a second time, when all is known."""
+    path = tmp_path / "fs.img"
+    path.touch()
+    os.truncate(path, 32 * MiB)
+    run("mkfs.ext4", "-q", path)
+    run("debugfs", "-w", "-R", f"write {__file__} a", path)
+    for _ in range(2):
+        document = ferrotype("backup", path, tmp_path / "a.ferro", "--json").document
+        parts = ("free_bytes", "zero_bytes", "deduplicated_bytes", "new_bytes")
+        assert sum(document[part] for part in parts) == document["disk_bytes"] == 32 * MiB

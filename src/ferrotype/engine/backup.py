@@ -75,16 +75,21 @@ def backup(repository: Repository, sources: Sequence[NamedSource], options: Back
             job.begin(f"backing up {disk.named.name}", disk.plan.data_bytes)
             worker = BatchSealer(repository, writer, disk, job)
             record, tally = _backup_disk(worker, writer, disk, options, job)
+            data = disk.plan.data
+            unreadable.refuse_nothing(
+                record.name, _lost(worker.source.found, data), disk.plan.data_bytes, worker.source.reason
+            )
             records.append(record)
             reasons[record.name] = worker.source.reason
             said[record.name] = unreadable.EITHER if worker.source.known else unreadable.NOW
             total.add(tally)
         job.begin("reading back and committing" if options.verify_after else "committing")
+        free, zero = _left_out(prepared, total)
         statistics = Statistics(
             disk_bytes=sum(disk.survey.size for disk in prepared),
             read_bytes=total.read,
-            free_bytes=sum(disk.plan.free_bytes for disk in prepared),
-            zero_bytes=sum(disk.plan.zero_bytes for disk in prepared) + total.zero,
+            free_bytes=free,
+            zero_bytes=zero,
             deduplicated_bytes=total.deduplicated,
             new_bytes=total.new,
             chunks=total.chunks,
@@ -174,6 +179,17 @@ def _backup_disk(
         ),
     )
     return record, tally
+
+
+def _left_out(prepared: Sequence[PreparedDisk], total: Tally) -> tuple[int, int]:
+    """Bytes of free space, and zeros, that were not stored: with those that were, they are all of the disks.
+
+    What lies beside data in its cell was read and stored with it.
+    """
+    beside = total.read - sum(disk.plan.data_bytes for disk in prepared)
+    zero = sum(disk.plan.zero_bytes for disk in prepared) + total.zero - beside
+    free = sum(disk.plan.free_bytes for disk in prepared)
+    return max(free + min(zero, 0), 0), max(zero, 0)
 
 
 def _recorded(disk: PreparedDisk) -> Iterator[dict[str, object]]:

@@ -23,7 +23,7 @@ from ferrotype.block.device import aligned_buffer
 from ferrotype.block.lenient import Lenient
 from ferrotype.engine.live import tell_of_use
 from ferrotype.engine.reach import tell_of_reach
-from ferrotype.engine.unreadable import tell_of_disk
+from ferrotype.engine.unreadable import refuse_nothing, tell_of_disk
 from ferrotype.extents import ExtentMap, State
 from ferrotype.job import Job
 from ferrotype.pipeline import map_ordered
@@ -71,6 +71,9 @@ def checksum_of(disk: OpenDisk, job: Job) -> Checksum:
     tell_of_use(disk, job)
     source = Lenient(disk.source, job)
     digest = checksum(source, job)
+    if source.found:
+        wanted = source.size - source.extents(0, source.size).total(State.ZERO)
+        refuse_nothing(disk.reference.text, source.found, wanted, source.reason)
     tell_of_disk(disk, source.found, job, source.reason)
     tell_of_reach(disk, job)
     return Checksum(digest, source.size, source.unreadable)

@@ -27,6 +27,7 @@ from ferrotype.block.device import aligned_buffer
 from ferrotype.block.lenient import Lenient
 from ferrotype.block.views import padded_extents, read_padded
 from ferrotype.block.zeros import zero_cells
+from ferrotype.engine.unreadable import refuse_nothing
 from ferrotype.extents import ExtentMap, State, merge
 from ferrotype.formats import Marking, Packer, WritableSink
 from ferrotype.job import Job
@@ -85,6 +86,7 @@ def copy(
     _pass_over(sink, at, source.size, job, held=held)
     result.unreadable, result.found = source.unreadable, source.found
     result.reason = source.reason
+    refuse_nothing("the disk", source.found, result.read_bytes, source.reason)
     if isinstance(sink, Marking):
         sink.mark_unreadable(result.unreadable)
     sink.finish()

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
+from ferrotype.errors import DeviceError
 from ferrotype.job import Job
 
 if TYPE_CHECKING:
     from ferrotype.engine.references import OpenDisk
     from ferrotype.repository.snapshots import Snapshot
 
-__all__ = ["BEFORE", "NOW", "as_json", "of_snapshots", "tell", "tell_of_disk", "tell_of_snapshots"]
+__all__ = ["BEFORE", "NOW", "as_json", "of_snapshots", "refuse_nothing", "tell", "tell_of_disk", "tell_of_snapshots"]
 
 Range = tuple[int, int]  # start and length in bytes
 
@@ -34,6 +35,12 @@ def tell(
     if len(ranges) > _NAMED:
         rest = sum(length for _, length in ranges[_NAMED:])
         job.warn(f"{name}: so are {rest} bytes in {len(ranges) - _NAMED} more places")
+
+
+def refuse_nothing(name: str, found: Sequence[Range], wanted: int, reason: str) -> None:
+    """Raise DeviceError where of the ``wanted`` bytes that hold data not one could be read: zeros are no disk."""
+    if wanted and sum(length for _, length in found) >= wanted:
+        raise DeviceError(f"{name}: nothing of it could be read: {reason}")
 
 
 def tell_of_disk(disk: OpenDisk, found: Sequence[Range], job: Job, reason: str = "") -> None:
