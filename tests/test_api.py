@@ -211,3 +211,19 @@ def test_all_sectors_does_not_believe_in_holes(kind: str, tmp_path: Path, monkey
         ferrotype.backup(source, image, all_sectors=True)
     ferrotype.restore(image, tmp_path / "back.raw")
     assert (tmp_path / "back.raw").read_bytes() == content
+
+
+def test_a_text_where_several_may_stand_is_one_of_them(tmp_path: Path) -> None:
+    disk, image = tmp_path / "disk.img", tmp_path / "a.ferro"
+    disk.write_bytes(bytes(4096) + b"x" * 4096)
+    snapshot = ferrotype.backup(disk, image, tags="monthly")
+    assert snapshot.tags == ("monthly",)
+    ferrotype.copy(image, tmp_path / "b.ferro", snapshots=snapshot.id)
+    assert [one.tags for one in ferrotype.list_snapshots(tmp_path / "b.ferro")] == [("monthly",)]
+    ferrotype.info(disk, related=tmp_path)
+
+
+def test_a_backup_of_nothing_is_none(tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        ferrotype.backup([], tmp_path / "a.ferro")
+    assert not (tmp_path / "a.ferro").exists()

@@ -43,8 +43,8 @@ from ferrotype.engine.images import ImageOptions, open_or_create, open_or_twin
 from ferrotype.engine.remembered import Memory
 from ferrotype.engine.sources import as_text, named_source
 from ferrotype.engine.space import check_restore
-from ferrotype.engine.targets import check_fits, open_target, refuse_harm
-from ferrotype.errors import KeyRefused, Refused
+from ferrotype.engine.targets import check_fits, open_target, refuse_harm, refuse_misnamed
+from ferrotype.errors import KeyRefused, Refused, UsageError
 from ferrotype.job import Job, NullJob
 from ferrotype.repository.keys import Secret
 from ferrotype.repository.snapshots import Snapshot
@@ -62,13 +62,13 @@ def backup(
     all_sectors: bool = False,
     exclude_swap_files: bool = False,
     name: str | None = None,
-    tags: Sequence[str] = (),
+    tags: str | Sequence[str] = (),
     split: int = 0,
     existing: bool = False,
     verify_after: bool = False,
     prove_free: bool = False,
     format: str | None = None,
-    related: Sequence[PathLike] = (),
+    related: PathLike | Sequence[PathLike] = (),
     sector_size: int | None = None,
     state: PathLike | None = None,
     job: Job | None = None,
@@ -85,7 +85,9 @@ def backup(
     is a warning; so it is for ``restore``, ``verify`` and ``list_snapshots``.
     """
     job = job or NullJob()
-    sources = [source] if isinstance(source, str | os.PathLike) else list(source)
+    sources = _several(source)
+    if not sources:
+        raise UsageError("no disk to back up is named")
     path = Path(image)
     exists = path.exists()
     with ExitStack() as stack:
@@ -115,7 +117,7 @@ def backup(
             all_sectors,
             exclude_swap_files,
             called,
-            tuple(map(as_text, tags)),
+            tuple(as_text(os.fspath(tag)) for tag in _several(tags)),
             verify_after=verify_after,
             prove_free=prove_free,
         )
@@ -133,9 +135,10 @@ def restore(
     state: PathLike | None = None,
     job: Job | None = None,
 ) -> _restore.RestoreResult:
-    """Write a disk or partition of a backup to a device, or to a file.
+    """Write a disk or partition of a backup to a device, or to a file as a raw disk; ``convert`` makes other images.
 
-    Raises Refused where the target exists and ``overwrite`` is not set, is in use, too small, or holds the image.
+    Raises UsageError where the file is named like another format, Refused where the target exists and ``overwrite``
+    is not set, is in use, too small, or holds the image.
     """
     job = job or NullJob()
     path = Path(target)
@@ -143,6 +146,7 @@ def restore(
     with references.open_disk(os.fspath(reference), access, job) as disk:
         part = disk.part
         refuse_harm(path, disk.files)
+        refuse_misnamed(path)
         if path.exists() and not overwrite:
             raise Refused(f"{path} exists and would be overwritten")
         in_place = path.is_block_device() or (delta and path.exists())
@@ -169,7 +173,7 @@ def convert(
     overwrite: bool = False,
     password: str | None = None,
     format: str | None = None,
-    related: Sequence[PathLike] = (),
+    related: PathLike | Sequence[PathLike] = (),
     sector_size: int | None = None,
     job: Job | None = None,
 ) -> _writing.Written:
@@ -208,7 +212,7 @@ def compare(
     password: str | None = None,
     format: str | None = None,
     other_format: str | None = None,
-    related: Sequence[PathLike] = (),
+    related: PathLike | Sequence[PathLike] = (),
     job: Job | None = None,
 ) -> _compare.Comparison:
     """Whether two disks hold the same bytes, and where not.
@@ -231,7 +235,7 @@ def open_disk(
     *,
     password: str | None = None,
     format: str | None = None,
-    related: Sequence[PathLike] = (),
+    related: PathLike | Sequence[PathLike] = (),
     sector_size: int | None = None,
     job: Job | None = None,
 ) -> Iterator[Source]:
@@ -275,7 +279,7 @@ def copy(
     source: PathLike,
     target: PathLike,
     *,
-    snapshots: Sequence[str] = (),
+    snapshots: str | Sequence[str] = (),
     password: str | None = None,
     target_password: str | None = None,
     split: int = 0,
@@ -287,7 +291,7 @@ def copy(
     The target is made with the same keys if it is not there.  ``target_password`` is for one that has its own.  With
     ``existing`` no image is made: Refused where it is not there.
     """
-    path, named = _copy.chosen(os.fspath(source), snapshots)
+    path, named = _copy.chosen(os.fspath(source), [os.fspath(name) for name in _several(snapshots)])
     theirs = _access(password if target_password is None else target_password)
     with (
         opening.open_image(path, _access(password).secret) as repository,
@@ -333,7 +337,7 @@ def checksum(
     *,
     password: str | None = None,
     format: str | None = None,
-    related: Sequence[PathLike] = (),
+    related: PathLike | Sequence[PathLike] = (),
     job: Job | None = None,
 ) -> str:
     """The content hash of a disk, 64 hex digits: the same for the same bytes wherever they are kept.
@@ -349,7 +353,7 @@ def info(
     *,
     password: str | None = None,
     format: str | None = None,
-    related: Sequence[PathLike] = (),
+    related: PathLike | Sequence[PathLike] = (),
     sector_size: int | None = None,
     job: Job | None = None,
 ) -> _info.DiskInfo:
@@ -359,16 +363,21 @@ def info(
         return _info.disk_info(disk, job)
 
 
+def _several(given: PathLike | Sequence[PathLike]) -> list[PathLike]:
+    """One or several, as callers may say either: a text is one, and not its letters."""
+    return [given] if isinstance(given, str | os.PathLike) else list(given)
+
+
 def _access(
     password: str | None,
     format: str | None = None,
-    related: Sequence[PathLike] = (),
+    related: PathLike | Sequence[PathLike] = (),
     sector_size: int | None = None,
 ) -> references.Access:
     return references.Access(
         lambda path: _secret(password, path),
         format,
-        tuple(Path(one) for one in related),
+        tuple(Path(one) for one in _several(related)),
         sector_size,
         secret_given=password is not None,
     )

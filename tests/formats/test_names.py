@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from ferrotype.api import restore
 from ferrotype.block import read
 from ferrotype.engine.references import Access, open_disk
-from ferrotype.errors import FormatError
+from ferrotype.errors import FormatError, UsageError
 from ferrotype.formats.names import FOREIGN
 from ferrotype.formats.registry import FORMATS, RAW_SUFFIXES
 from ferrotype.job import NullJob
@@ -99,3 +100,50 @@ def test_every_verb_refuses(tmp_path: Path) -> None:
         assert "say --format raw" in done.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.qcow2", "good.img"]
     ferrotype("convert", bad, tmp_path / "out.raw", "--format", "raw", code=0)
+
+
+MAGICS = {
+    "partimage": b"PaRtImAgE-VoLuMe",
+    "Proxmox": b"VMA\0\0\0\0\1",
+    "fsarchiver": b"FsA0",
+    "rbd export-diff": b"rbd diff v1\n",
+    "btrfs send": b"btrfs-stream\0\1",
+    "zfs send": bytes(8) + bytes.fromhex("accbbaf502000000"),
+    "xfsdump": b"xFSdump0",
+    "AFF": b"AFF10\r\n\0",
+    "MAME": b"MComprHD",
+    "openssl enc": b"Salted__12345678",
+    "age": b"age-encryption.org/v1\n",
+    "gpg --armor": b"-----BEGIN PGP MESSAGE-----\n",
+}
+
+
+@pytest.mark.parametrize("program", MAGICS)
+def test_what_other_programs_make_is_no_raw_disk_under_any_name(program: str, tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(MAGICS[program] + CONTENT)
+    assert "--format raw" in ferrotype("convert", path, tmp_path / "out.qcow2", code=4).err
+    assert not (tmp_path / "out.qcow2").exists()
+
+
+@pytest.mark.parametrize("name", ["disk.qcow", "disk.dmg", "disk.ova", "disk.wim", "disk.gz", "disk.7z", "disk.tib"])
+def test_a_raw_disk_is_not_restored_to_a_name_of_something_else(name: str, tmp_path: Path) -> None:
+    disk, image, target = tmp_path / "disk.img", tmp_path / "a.ferro", tmp_path / name
+    disk.write_bytes(CONTENT)
+    ferrotype("backup", disk, image)
+    assert "-O raw" in ferrotype("restore", image, target, code=2).err
+    assert not target.exists()
+    with pytest.raises(UsageError):
+        restore(image, target)
+    assert "as raw" in ferrotype("restore", image, target, "-O", "raw").out
+    assert target.read_bytes() == CONTENT
+    assert "as raw" in ferrotype("restore", image, tmp_path / "a.bak").out
+
+
+def test_a_longer_file_that_is_restored_over_in_place_is_told(tmp_path: Path) -> None:
+    disk, image, target = tmp_path / "disk.img", tmp_path / "a.ferro", tmp_path / "old.img"
+    disk.write_bytes(CONTENT)
+    ferrotype("backup", disk, image)
+    target.write_bytes(bytes(len(CONTENT)) + b"longer" * 1000)
+    assert "what it held there stays" in ferrotype("restore", image, target, "--force", "--delta").err
+    assert target.read_bytes() == CONTENT + b"longer" * 1000

@@ -129,7 +129,8 @@ def command(
             "seconds": round(done.seconds, 3),
             "unreadable": as_json(done.unreadable),
         }
-        text = f"restored {format_size(done.disk_bytes)} to {target} in {done.seconds:.1f} s: "
+        kind = "" if target.is_block_device() else " as raw"
+        text = f"restored {format_size(done.disk_bytes)} to {target}{kind} in {done.seconds:.1f} s: "
         text += f"{format_size(done.written_bytes)} written, {format_size(done.zeroed_bytes)} zeroed"
         text += f", {format_size(done.kept_bytes)} was right already" if delta else ""
         text += "; the backup partition table was moved to the end of the larger disk" if done.table_moved else ""
@@ -138,6 +139,7 @@ def command(
 
 def _format(target: Path, named: str | None, *, whole: bool) -> str | None:
     """The format of the disk image that the target is to be; None: it is written as it is, raw or a device."""
+    from ferrotype.engine.targets import refuse_misnamed
     from ferrotype.engine.writing import chosen_format
     from ferrotype.errors import UsageError
     from ferrotype.formats.registry import FORMATS, format_of_suffix
@@ -148,7 +150,10 @@ def _format(target: Path, named: str | None, *, whole: bool) -> str | None:
         return None
     if named is None and not whole:
         found = format_of_suffix(target)
-        return found if found != "raw" and found is not None and FORMATS[found].writable else None
+        if found != "raw" and found is not None and FORMATS[found].writable:
+            return found
+        refuse_misnamed(target)
+        return None
     format = chosen_format(target, named)
     return None if format == "raw" and not whole else format
 

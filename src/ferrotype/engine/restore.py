@@ -37,7 +37,7 @@ from ferrotype.repository.sealing import ZERO_ID, ChunkId
 from ferrotype.repository.snapshots import DiskRecord, Region
 from ferrotype.repository.source import SnapshotSource
 from ferrotype.repository.store import Repository
-from ferrotype.units import MiB
+from ferrotype.units import MiB, format_size
 
 _BATCH: Final = 2 * MiB  # bytes of the disk a worker restores at a time
 _LOOKUP: Final = 1 << 18  # chunks located together: so many touch each page of a large index, which is swept seldom
@@ -144,6 +144,9 @@ def restore(
     sink.flush()
     if target is not None:
         tell_of_start(target, job)
+        if sink.size > part.length:
+            rest = format_size(sink.size - part.length)
+            job.note(f"the target is larger by {rest}; what it held there stays, but for what could claim the disk")
     result.seconds = time.monotonic() - began
     result.unreadable = [(start - part.start, length) for start, length in part.unreadable]
     say_what_was_lost(part, job)

@@ -11,7 +11,8 @@ from ferrotype.block import Sink, Source
 from ferrotype.block.device import DeviceSink, open_source
 from ferrotype.block.file import FileSink
 from ferrotype.block.inventory import disks, lies_on, same_storage, uses
-from ferrotype.errors import Refused
+from ferrotype.errors import Refused, UsageError
+from ferrotype.formats.names import other_format
 from ferrotype.fresh import among_devices, true_name
 from ferrotype.stall import Patience
 from ferrotype.units import format_size
@@ -62,6 +63,14 @@ def refuse_no_device(target: Path) -> None:
         f"{target} {what}, and a file there would be kept in memory and lost; the disks that are there: {there}; "
         "nothing was written"
     )
+
+
+def refuse_misnamed(target: Path) -> None:
+    """Raise UsageError where a raw disk would be written to a file that is named like something else."""
+    if not is_device(target) and (what := other_format(target)) is not None:
+        raise UsageError(
+            f"{target} is named like {what}, and would be a raw disk: name it .img, or say -O raw if that is meant"
+        )
 
 
 def is_device(path: Path) -> bool:

@@ -19,7 +19,7 @@ from ferrotype.errors import FormatError, InvalidImage, UnsupportedError
 from ferrotype.formats.registry import FORMATS, RAW_SUFFIXES
 from ferrotype.formats.split import name_of_whole
 
-__all__ = ["no_raw_disk"]
+__all__ = ["no_raw_disk", "other_format"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +62,31 @@ FOREIGN: Final = (
     Foreign("a differencing disk of Hyper-V", _PROGRAM, ".avhd .avhdx .vhds"),
     Foreign("logical evidence", _PROGRAM, ".ad1 .l01 .lx01", ((0, b"ADSEGMENTEDFILE"),)),
     Foreign(
-        "a backup of another program", _PROGRAM, ".tib .tibx .gho .ghs .mrimg .v2i .adi .vbk .vma .fsa .spf .pqi"
+        "a backup of another program",
+        _PROGRAM,
+        ".tib .tibx .gho .ghs .mrimg .mrbak .v2i .adi .vbk .vib .vrb .vma .fsa .spf .pqi .pbd .redo",
+        (
+            (0, b"PaRtImAgE-VoLuMe"),
+            (0, b"VMA\0"),
+            (0, b"FsA0"),
+            (0, b"rbd diff v"),
+            (0, b"rbd image v"),
+            (0, b"btrfs-stream\0"),
+            (8, b"\xac\xcb\xba\xf5\2\0\0\0"),  # zfs send
+            (8, b"\0\0\0\2\xf5\xba\xcb\xac"),
+            (0, b"xFSdump0"),
+        ),
+    ),
+    Foreign("an image of AFFLIB", _PROGRAM, ".aff .afd .afm", ((0, b"AFF10\r\n\0"),)),
+    Foreign(
+        "an encrypted file",
+        "decrypt it first",
+        ".gpg .pgp .age .enc",
+        ((0, b"Salted__"), (0, b"age-encryption.org/v"), (0, b"-----BEGIN PGP MESSAGE-----")),
     ),
     Foreign("a disk image of a Mac", _PROGRAM, ".sparseimage .sparsebundle .smi .toast"),
-    Foreign("an optical disc in another format", _PROGRAM, ".nrg .mdf .mds .cdi .ccd .cue .chd .cso .ecm"),
+    Foreign("an optical disc in another format", _PROGRAM, ".nrg .mdf .mds .cdi .ccd .cue .cso .ecm"),
+    Foreign("a compressed disk of MAME", _unpack("chdman extracthd"), ".chd", ((0, b"MComprHD"),)),
 )
 
 _SEGMENT: Final = re.compile(r"\.(ex|lx|e|s|l)(\d\d|[a-z]{2})")  # of EWF images: .E02, .Ex01, .EAB
@@ -106,6 +127,17 @@ def no_raw_disk(path: PurePath, file: Source, way_out: str = _WAY_OUT) -> Format
             f"damaged, cut short or something else, so name another copy, {way_out}"
         )
     return None
+
+
+def other_format(path: PurePath) -> str | None:
+    """What the name of a new raw disk would say that it is, if that is something else."""
+    suffix = path.suffix.lower()
+    if suffix in RAW_SUFFIXES:
+        return None
+    for foreign in FOREIGN:
+        if suffix in foreign.suffixes.split():
+            return foreign.what
+    return next((f"an image in the format {name}" for name, row in FORMATS.items() if suffix in row.suffixes), None)
 
 
 def _suffix(path: PurePath) -> str:
