@@ -132,11 +132,13 @@ def restore(
     overwrite: bool = False,
     delta: bool = False,
     no_blank: bool = False,
+    verify_after: bool = False,
     state: PathLike | None = None,
     job: Job | None = None,
 ) -> _restore.RestoreResult:
     """Write a disk or partition of a backup to a device, or to a file as a raw disk; ``convert`` makes other images.
 
+    With ``verify_after`` what was written is read back from the medium and compared; WriteError where it differs.
     Raises UsageError where the file is named like another format, Refused where the target exists and ``overwrite``
     is not set, is in use, too small, or holds the image.
     """
@@ -157,8 +159,12 @@ def restore(
         with open_target(
             path, part.length, part.disk.sector_size, in_place=in_place, mode=disk.permissions
         ) as opened:
-            options = _restore.RestoreOptions(no_blank, delta and opened.source is not None)
-            return _restore.restore(part, opened.sink, options, job, target=opened.source)
+            options = _restore.RestoreOptions(
+                no_blank, delta and opened.source is not None, verify_after=verify_after
+            )
+            return _restore.restore(
+                part, opened.sink, options, job, target=opened.source, reread=opened.reread, what=path
+            )
 
 
 def convert(
@@ -171,6 +177,7 @@ def convert(
     backing: PathLike | None = None,
     backing_format: str | None = None,
     overwrite: bool = False,
+    verify_after: bool = False,
     password: str | None = None,
     format: str | None = None,
     related: PathLike | Sequence[PathLike] = (),
@@ -180,7 +187,8 @@ def convert(
     """Write a disk as a disk image in the format of ``out``'s suffix, or in ``output_format``, or onto a device.
 
     ``options`` are those of ``convert -o``.  With ``backing``, a name relative to ``out``'s folder, only what differs
-    from that file is stored.  A ``password`` encrypts a new backup image.  Raises Refused where ``out`` exists and
+    from that file is stored.  A ``password`` encrypts a new backup image.  With ``verify_after`` all of it is
+    read back from the medium and proven; WriteError where that fails.  Raises Refused where ``out`` exists and
     ``overwrite`` is not set, or is what is read.
     """
     path = Path(out)
@@ -198,6 +206,7 @@ def convert(
         backing_format,
         overwrite,
         secret=secret,
+        verify_after=verify_after,
     )
     job = job or NullJob()
     with references.open_disk(os.fspath(reference), access, job) as disk:

@@ -40,6 +40,7 @@ _BLOCK: Final = 0x12 << 8
 
 BLKROGET: Final = _NONE | _BLOCK | 94
 BLKRRPART: Final = _NONE | _BLOCK | 95
+BLKFLSBUF: Final = _NONE | _BLOCK | 97
 BLKSSZGET: Final = _NONE | _BLOCK | 104
 BLKGETSIZE64: Final = _READ | ctypes.sizeof(ctypes.c_size_t) << 16 | _BLOCK | 114
 BLKPBSZGET: Final = _NONE | _BLOCK | 123
@@ -100,6 +101,12 @@ def reread_partitions(fd: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def drop_buffers(fd: int) -> None:
+    """Let the page cache forget all of a device, as far as this user may ask for that (BLKFLSBUF)."""
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(fd, BLKFLSBUF, 0)
 
 
 def loop_info(fd: int) -> LoopInfo64:

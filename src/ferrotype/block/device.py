@@ -301,6 +301,12 @@ class DeviceSink(_Device):
             raise WriteError(f"{self.path}: what was written could not be made durable: {why(error)}") from error
         linux.drop_cache(self._fd, 0, 0)
 
+    def reread(self) -> DeviceSource:
+        """The device as its medium gives it back: what was written is durable, and the page cache forgets it."""
+        self.flush()
+        linux.drop_buffers(self._fd)
+        return DeviceSource(self.path)
+
     def close(self) -> None:
         """Never waits for a stalled device."""
         if self._storage.lost:

@@ -207,6 +207,11 @@ class FileSink:
         return self._fresh.sign if self._fresh is not None else None
 
     @property
+    def place(self) -> Path:
+        """Where the file stands now: under its hidden name until it has its own."""
+        return (self._fresh or self).path
+
+    @property
     def committed(self) -> bool:
         """Whether the file has its final name."""
         return self._fresh is None
@@ -285,7 +290,7 @@ class FileSink:
     def stored_bytes(self) -> int:
         """Bytes that the file takes up on its medium."""
         if self.closed:
-            return self._storage.call(lambda _: os.stat((self._fresh or self).path).st_blocks) * 512
+            return self._storage.call(lambda _: os.stat(self.place).st_blocks) * 512
         return self._storage.call(lambda _: os.fstat(self._fd).st_blocks) * 512
 
     def preallocate(self) -> None:
@@ -352,6 +357,12 @@ class FileSink:
             self._flushed = True
         except OSError as error:
             raise WriteError(f"{self.path}: what was written could not be made durable: {why(error)}") from error
+
+    def reread(self) -> FileSource:
+        """The file as its medium gives it back: what was written is durable, and the page cache forgets it."""
+        self.flush()
+        linux.drop_cache(self._fd, 0, 0)
+        return FileSource(self.place, self.traits.sector_size)
 
     def _flush(self, beat: Beat) -> None:
         flush_range(self._fd, self._size, beat)

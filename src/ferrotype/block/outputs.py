@@ -130,6 +130,18 @@ class Outputs:
             for file in reversed(files):
                 file.commit()
 
+    @property
+    def alone(self) -> bool:
+        """Whether the output is a single file, which can be read under its hidden name as under its own."""
+        return len(self._files) == 1
+
+    def durable(self) -> list[Path]:
+        """Make all that was written durable; where the files stand, the main one first."""
+        for file in self._files.values():
+            if not file.closed:
+                file.flush()
+        return [file.place for file in self._files.values()]
+
     def stored_bytes(self) -> int:
         """Bytes that the files take up on their medium."""
         return sum(file.stored_bytes() for file in self._files.values())

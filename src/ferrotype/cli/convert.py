@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 @click.option("-B", "--backing", type=IMAGE, help="Make OUT over this file: only what differs from it is stored.")
 @click.option("--backing-format", metavar="FORMAT", help="Format of the backing file.")
 @click.option("--force", is_flag=True, help="Replace OUT where it exists; overwrite a device without asking.")
+@click.option("--verify-after", is_flag=True, help="Read back all that was written, and prove it.")
 @click.option("-n", "--dry-run", is_flag=True, help="Say what would be read and written; write nothing.")
 @access_options
 @options
@@ -43,6 +44,7 @@ def command(
     backing: Path | None,
     backing_format: str | None,
     force: bool,
+    verify_after: bool,
     dry_run: bool,
     opening: Opening,
 ) -> None:
@@ -78,7 +80,16 @@ def command(
             access, secret = replace(access, secret_given=False), frame.new_secret(out)
         chosen = parse_options(format, texts)
         wanted = NewImage(
-            out, format, compress, chosen, backing, backing_format, force or device, frame.patience, secret
+            out,
+            format,
+            compress,
+            chosen,
+            backing,
+            backing_format,
+            force or device,
+            frame.patience,
+            secret,
+            verify_after,
         )
         with open_disk(ref, access, job) as disk:
             if device or dry_run:
@@ -123,14 +134,16 @@ def _done(out: Path, done: Written, *, device: bool) -> tuple[dict[str, object],
         "read_bytes": copied.read_bytes,
         "written_bytes": copied.written_bytes,
         "stored_bytes": done.stored_bytes,
+        "verified": done.verified,
         "seconds": round(copied.seconds, 3),
         "unreadable": as_json(copied.unreadable),
     }
     if not device:
         text = f"{out}: {done.format}, {format_size(copied.disk_bytes)} of disk in {format_size(done.stored_bytes)}"
-        return document, f"{text}, {copied.seconds:.1f} s"
+        text += f", {copied.seconds:.1f} s"
+        return document, text + ("; read back and proven" if done.verified else "")
     document |= {"zeroed_bytes": done.zeroed_bytes, "table_moved": done.table_moved}
     text = f"wrote {format_size(copied.disk_bytes)} to {out} in {copied.seconds:.1f} s: "
     text += f"{format_size(copied.written_bytes)} written, {format_size(done.zeroed_bytes)} zeroed"
     text += "; the backup partition table was moved to the end of the larger disk" if done.table_moved else ""
-    return document, text
+    return document, text + ("; read back and proven" if done.verified else "")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Overwrite TARGET without asking.")
 @click.option("--delta", is_flag=True, help="Read TARGET first and write only what differs.")
 @click.option("--no-blank", is_flag=True, help="TARGET is known to be all zeros: do not zero it.")
+@click.option("--verify-after", is_flag=True, help="Read back all that was written, and prove it.")
 @click.option("-n", "--dry-run", is_flag=True, help="Say what would be written; write nothing.")
 @click.option("-O", "--output-format", metavar="FORMAT", help="Make TARGET a disk image of this format.")
 @click.option("-c", "--compress", is_flag=True, help="The compressed kind of the format.")
@@ -39,6 +40,7 @@ def command(
     force: bool,
     delta: bool,
     no_blank: bool,
+    verify_after: bool,
     dry_run: bool,
     output_format: str | None,
     compress: bool,
@@ -75,7 +77,13 @@ def command(
             part = disk.part
             if format is not None:
                 wanted = NewImage(
-                    target, format, compress, chosen_options, replace=target.exists(), patience=frame.patience
+                    target,
+                    format,
+                    compress,
+                    chosen_options,
+                    replace=target.exists(),
+                    patience=frame.patience,
+                    verify_after=verify_after,
                 )
                 check_image(disk, wanted, "restored")
                 if format == "ferro":
@@ -117,8 +125,10 @@ def command(
                 patience=frame.patience,
             ) as opened:
                 check_target(part, opened.sink)
-                chosen = RestoreOptions(no_blank, delta and opened.source is not None)
-                done = restore(part, opened.sink, chosen, job, target=opened.source)
+                chosen = RestoreOptions(no_blank, delta and opened.source is not None, verify_after=verify_after)
+                done = restore(
+                    part, opened.sink, chosen, job, target=opened.source, reread=opened.reread, what=target
+                )
         document: dict[str, object] = {
             "disk_bytes": done.disk_bytes,
             "written_bytes": done.written_bytes,
@@ -126,6 +136,7 @@ def command(
             "kept_bytes": done.kept_bytes,
             "table_moved": done.table_moved,
             "removed": [mark._asdict() for mark in done.removed],
+            "verified": done.verified,
             "seconds": round(done.seconds, 3),
             "unreadable": as_json(done.unreadable),
         }
@@ -134,6 +145,7 @@ def command(
         text += f"{format_size(done.written_bytes)} written, {format_size(done.zeroed_bytes)} zeroed"
         text += f", {format_size(done.kept_bytes)} was right already" if delta else ""
         text += "; the backup partition table was moved to the end of the larger disk" if done.table_moved else ""
+        text += "; read back and proven" if done.verified else ""
         frame.show(document, text)
 
 
@@ -170,12 +182,14 @@ def _written(target: Path, done: Written) -> tuple[dict[str, object], str]:
         "kept_bytes": 0,
         "table_moved": False,
         "removed": [],
+        "verified": done.verified,
         "stored_bytes": done.stored_bytes,
         "seconds": round(copied.seconds, 3),
         "unreadable": as_json(copied.unreadable),
     }
     text = f"restored {format_size(copied.disk_bytes)} to {target} as {done.format} in {copied.seconds:.1f} s: "
-    return document, text + f"{format_size(done.stored_bytes)} stored"
+    text += f"{format_size(done.stored_bytes)} stored"
+    return document, text + ("; read back and proven" if done.verified else "")
 
 
 def _planned(size: int, disk: OpenDisk, target: Path, need: Need | None) -> tuple[dict[str, object], str]:

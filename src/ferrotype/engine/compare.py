@@ -91,7 +91,9 @@ class Comparison:
         return document
 
 
-def compare(one: Source, other: Source, job: Job, *, strict: bool = False, workers: int = 0) -> Comparison:
+def compare(
+    one: Source, other: Source, job: Job, *, strict: bool = False, workers: int = 0, phase: str = "comparing"
+) -> Comparison:
     """Compare two disks.  Behind the end of the shorter one the longer one must be zeros, which the job is told.
 
     If ``strict``, sizes and what is known to be zeros must be the same, too.
@@ -100,7 +102,7 @@ def compare(one: Source, other: Source, job: Job, *, strict: bool = False, worke
     whole = max(result.sizes)
     if one.size != other.size:
         job.note(f"the sizes differ: {one.size} and {other.size} bytes; what one of them has more should be zeros")
-    job.begin("comparing", whole)
+    job.begin(phase, whole)
     lenient = Lenient(one, job), Lenient(other, job)
     worker = _Worker(*lenient)
     count = workers or len(os.sched_getaffinity(0))

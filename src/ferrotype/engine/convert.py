@@ -27,6 +27,7 @@ from ferrotype.block.device import aligned_buffer
 from ferrotype.block.lenient import Lenient
 from ferrotype.block.views import padded_extents, read_padded
 from ferrotype.block.zeros import zero_cells
+from ferrotype.engine.readback import Digests
 from ferrotype.engine.unreadable import refuse_nothing
 from ferrotype.extents import ExtentMap, State, merge
 from ferrotype.formats import Marking, Packer, WritableSink
@@ -58,13 +59,19 @@ class Converted:
 
 
 def copy(
-    source: Source, sink: WritableSink, job: Job, *, backing: Source | None = None, workers: int = 0
+    source: Source,
+    sink: WritableSink,
+    job: Job,
+    *,
+    backing: Source | None = None,
+    workers: int = 0,
+    digests: Digests | None = None,
 ) -> Converted:
     """Write the whole source to a sink of the same size, and finish it.  Nothing is flushed or committed.
 
     With ``backing`` the sink shows that where nothing is written, and only what differs from it is.  On a sink that
     is not blank, known zeros are written as zeros.  What cannot be read is zeros in the sink, which is told of it
-    where it has a place for that.
+    where it has a place for that.  With ``digests`` what was read is remembered there, for reading it back.
     """
     began = time.monotonic()
     source = Lenient(source, job)
@@ -72,13 +79,15 @@ def copy(
         raise ValueError(f"the source has {source.size} bytes and the sink {sink.size}")
     result = Converted(disk_bytes=source.size)
     job.begin("converting", source.size)
-    worker = _Worker(source, sink, backing)
+    worker = _Worker(source, sink, backing, digested=digests is not None)
     depth, count = _shape(sink, workers or len(os.sched_getaffinity(0)))
     held = backing is None and not sink.traits.blank
     at = 0
     for done in map_ordered(worker, _batches(source, backing, _grid(sink)), workers=count, depth=depth):
         _pass_over(sink, at, done.start, job, held=held)
         worker.write(done)
+        if digests is not None:
+            digests.add(done.start, done.end, done.digest)
         result.read_bytes += done.read
         result.written_bytes += done.written
         job.advance(done.end - done.start)
@@ -178,13 +187,14 @@ class _Done:
     written: int
     pieces: Sequence[_Piece]
     buffer: memoryview | None  # that the pieces lie in, where they do
+    digest: bytes = b""  # of the batch, where it is wanted
 
 
 class _Worker:
     """Reads batches and packs or writes them; called from many threads."""
 
-    def __init__(self, source: Source, sink: WritableSink, backing: Source | None) -> None:
-        self._source, self._sink, self._backing = source, sink, backing
+    def __init__(self, source: Source, sink: WritableSink, backing: Source | None, *, digested: bool = False) -> None:
+        self._source, self._sink, self._backing, self._digested = source, sink, backing, digested
         self._packer = sink if isinstance(sink, Packer) else None
         unit = sink.traits.unit
         self._grain = unit if unit >= 4 * KiB else _GRAIN
@@ -201,7 +211,8 @@ class _Worker:
         else:
             pieces = self._pieces(batch.start, view)
             written = sum(piece.end - piece.start for piece in pieces if not piece.zero)
-        done = _Done(batch.start, batch.end, read, written, pieces, buffer)
+        digest = Digests.of(view) if self._digested else b""
+        done = _Done(batch.start, batch.end, read, written, pieces, buffer, digest)
         if self._packer is not None:
             pack, at = self._packer.pack, batch.start
             done.pieces = [

@@ -14,8 +14,10 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, Protocol, cast
 
 import numpy as np
@@ -24,7 +26,9 @@ from numpy.typing import NDArray
 from ferrotype.block import Sink, Source
 from ferrotype.block.device import aligned_buffer
 from ferrotype.block.lenient import clipped
+from ferrotype.block.views import Slice
 from ferrotype.engine.larger import remove_leftovers, settle_table
+from ferrotype.engine.readback import check_content, check_pieces
 from ferrotype.engine.starts import tell_of_start
 from ferrotype.engine.targets import check_takes
 from ferrotype.engine.unreadable import BEFORE, tell
@@ -38,6 +42,7 @@ from ferrotype.repository.snapshots import DiskRecord, Region
 from ferrotype.repository.source import SnapshotSource
 from ferrotype.repository.store import Repository
 from ferrotype.units import MiB, format_size
+from ferrotype.volumes.relocate import moved_backup
 
 _BATCH: Final = 2 * MiB  # bytes of the disk a worker restores at a time
 _LOOKUP: Final = 1 << 18  # chunks located together: so many touch each page of a large index, which is swept seldom
@@ -56,6 +61,7 @@ class RestoreOptions:
     no_blank: bool = False  # the target is known to be zero: do not zero it
     delta: bool = False  # read the target first and write what differs
     workers: int = 0
+    verify_after: bool = False  # read back from the medium what was written, and compare it with the snapshot
     move_backup_table: bool = True  # put the backup GPT at the end of a larger target
 
 
@@ -70,6 +76,7 @@ class RestoreResult:
     table_moved: bool = False
     removed: list[Mark] = field(default_factory=list)  # metadata of former owners, behind what was restored
     seconds: float = 0.0
+    verified: bool = False  # it was read back
     unreadable: Sequence[
         tuple[int, int]
     ] = ()  # (start on the target, length) that are zeros for want of what stood there
@@ -115,11 +122,15 @@ def restore(
     job: Job,
     *,
     target: Source | None = None,
+    reread: Callable[[], Source] | None = None,
+    what: Path = Path("the target"),
 ) -> RestoreResult:
     """Write ``part`` to the start of ``sink`` and flush it.
 
-    ``target`` reads what the sink writes to; ``delta`` needs it.  Raises Refused before the first write where the
-    target does not fit, MissingChunk or CorruptChunk where the image is damaged.
+    ``target`` reads what the sink writes to; ``delta`` needs it.  ``reread`` opens what was written as the medium
+    gives it back; ``verify_after`` needs it, and ``what`` the target is called.  Raises Refused before the first
+    write where the target does not fit, MissingChunk or CorruptChunk where the image is damaged, and WriteError
+    where something does not read back.
     """
     began = time.monotonic()
     check_target(part, sink)
@@ -135,6 +146,10 @@ def restore(
         result.zeroed_bytes += found.zeroed
         job.advance(found.end - done)
         done = found.end
+    if options.verify_after and reread is not None:  # before the table moves
+        with closing(reread()) as back:
+            check_content(Slice(SnapshotSource(part.repository, part.disk), part.start, part.length), back, what, job)
+        result.verified = True
     if target is not None:  # before the table moves: it may stand where they did
         result.removed = remove_leftovers(part.length, sink, target, job)
     if options.move_backup_table and part.length == part.disk.size and sink.size > part.length:
@@ -142,6 +157,10 @@ def restore(
         result.table_moved = settle_table(whole, sink, part.disk.sector_size, job, target=target)
     job.begin("flushing")
     sink.flush()
+    if result.verified and result.table_moved and reread is not None:
+        with closing(reread()) as back:
+            whole = SnapshotSource(part.repository, part.disk)
+            check_pieces(moved_backup(whole, sink.size, part.disk.sector_size), back, what)
     if target is not None:
         tell_of_start(target, job)
         if sink.size > part.length:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +20,14 @@ from ferrotype.units import format_size
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """An opened target; ``source`` reads it back, where it held something before."""
+    """An opened target; ``source`` reads it, where it held something before.
+
+    ``reread`` makes what was written durable and opens it as the medium gives it back; the caller closes that.
+    """
 
     sink: Sink
     source: Source | None
+    reread: Callable[[], Source]
 
 
 def check_takes(target: Source | Sink, size: int, sector_size: int) -> None:
@@ -115,7 +119,7 @@ def open_target(
         device = DeviceSink(path, patience=patience)
         source = open_source(path)
         try:
-            yield Target(device, source)
+            yield Target(device, source, device.reread)
             device.reread_partitions()
         finally:
             source.close()
@@ -130,11 +134,11 @@ def open_target(
             reader = open_source(path, sector_size=sector_size)
             file.behind = True
             try:
-                yield Target(file, reader)
+                yield Target(file, reader, file.reread)
             finally:
                 reader.close()
         return
     with FileSink.create(path, size, sector_size, replace=path.exists(), mode=mode, patience=patience) as fresh:
         fresh.behind = True
-        yield Target(fresh, None)
+        yield Target(fresh, None, fresh.reread)
         fresh.commit()

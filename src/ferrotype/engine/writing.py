@@ -21,6 +21,7 @@ from ferrotype.engine.beside import tell_of_beside
 from ferrotype.engine.convert import Converted, copy
 from ferrotype.engine.live import tell_of_changes, tell_of_use, tell_of_writers
 from ferrotype.engine.reach import tell_of_reach
+from ferrotype.engine.readback import Digests, check_digests, reopened
 from ferrotype.engine.references import OpenDisk
 from ferrotype.engine.room import check_room
 from ferrotype.engine.sectors import sectors_in
@@ -63,6 +64,7 @@ class NewImage:
     replace: bool = False
     patience: Patience | None = None
     secret: Secret | None = None  # of a new backup image, where it is to be encrypted
+    verify_after: bool = False  # read back from the medium what was written, and prove it
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ class Written:
     stored_bytes: int  # that its files take up; the size of the disk on a device
     zeroed_bytes: int = 0  # of a device
     table_moved: bool = False  # the backup GPT, to the end of a larger device
+    verified: bool = False  # it was read back
 
 
 def chosen_format(path: Path, format: str | None) -> str:
@@ -161,12 +164,22 @@ def _write(disk: OpenDisk, wanted: NewImage, job: Job) -> Written:
         spec = Spec(source.size, sector_size, wanted.compress, wanted.options or {}, backing)
         sink = module.create(outputs, spec)
         try:
-            done = copy(source, sink, job, backing=backing.source if backing else None)
+            digests = Digests() if wanted.verify_after else None
+            done = copy(source, sink, job, backing=backing.source if backing else None, digests=digests)
             job.begin("flushing")
+            if digests is not None and outputs.alone:  # what it replaces is there until it is proven
+                _read_back(digests, source, outputs, wanted, job)
             outputs.commit()
-            return Written(wanted.format, done, outputs.stored_bytes())
+            if digests is not None and not outputs.alone:  # they name each other
+                _read_back(digests, source, outputs, wanted, job)
+            return Written(wanted.format, done, outputs.stored_bytes(), verified=wanted.verify_after)
         finally:
             sink.close()
+
+
+def _read_back(digests: Digests, source: Source, outputs: Outputs, wanted: NewImage, job: Job) -> None:
+    with reopened(outputs.durable(), wanted) as back:
+        check_digests(digests, source, back, wanted.path, job)
 
 
 def _whole_sectors(source: Source, job: Job) -> Source:

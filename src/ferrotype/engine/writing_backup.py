@@ -62,6 +62,7 @@ def write_backup(disk: OpenDisk, wanted: NewImage, job: Job) -> Written:
         encrypt=wanted.secret is not None,
         disk_bytes=disk.source.size,
     )
+    chosen_options = BackupOptions(all_sectors=True, verify_after=wanted.verify_after, becomes=wanted.path)
     opener = PatientOpener(wanted.patience or Patience())
     with (
         _told_as(wanted.path, hidden := hidden_path(_target(wanted))),
@@ -70,7 +71,7 @@ def write_backup(disk: OpenDisk, wanted: NewImage, job: Job) -> Written:
         ) as made,
     ):
         try:
-            snapshot = backup(made, [known_by(disk)], BackupOptions(all_sectors=True, becomes=wanted.path), job)
+            snapshot = backup(made, [known_by(disk)], chosen_options, job)
             stored = hidden.stat().st_blocks * 512
             _put_in_place(hidden, true_name(wanted.path), replace=wanted.replace)  # while it is locked
         except BaseException:
@@ -79,7 +80,7 @@ def write_backup(disk: OpenDisk, wanted: NewImage, job: Job) -> Written:
             raise
     done, lost = snapshot.statistics, snapshot.disks[0].unreadable
     copied = Converted(done.disk_bytes, done.read_bytes, done.new_bytes, done.seconds, lost)
-    return Written("ferro", copied, stored)
+    return Written("ferro", copied, stored, verified=wanted.verify_after)
 
 
 def _number(value: object, default: int) -> int:

@@ -8,12 +8,14 @@ behind it      left alone; on a larger device the backup GPT is moved to the end
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from ferrotype.block import Sink, Traits
 from ferrotype.engine.convert import copy
 from ferrotype.engine.larger import remove_leftovers, settle_table
+from ferrotype.engine.readback import Digests, check_digests, check_pieces
 from ferrotype.engine.references import OpenDisk
 from ferrotype.engine.sectors import sector_size_of
 from ferrotype.engine.starts import tell_of_start
@@ -21,6 +23,7 @@ from ferrotype.engine.targets import check_fits, check_takes, open_target
 from ferrotype.errors import UsageError
 from ferrotype.job import Job
 from ferrotype.units import KiB
+from ferrotype.volumes.relocate import moved_backup
 
 if TYPE_CHECKING:
     from ferrotype.engine.writing import NewImage, Written
@@ -49,17 +52,24 @@ def write_device(disk: OpenDisk, wanted: NewImage, job: Job) -> Written:
     moved = False
     with open_target(wanted.path, source.size, sector_size, in_place=True, patience=wanted.patience) as target:
         check_takes(target.sink, source.size, sector_size)
-        done = copy(source, _Start(target.sink, source.size), job)
+        digests = Digests() if wanted.verify_after else None
+        done = copy(source, _Start(target.sink, source.size), job, digests=digests)
+        if digests is not None:  # before the table moves
+            with closing(target.reread()) as back:
+                check_digests(digests, source, back, wanted.path, job)
         if target.source is not None:
             remove_leftovers(source.size, target.sink, target.source, job)
         if disk.reference.partition is None and target.sink.size > source.size:
             moved = settle_table(source, target.sink, sector_size, job, target=target.source)
         job.begin("flushing")
         target.sink.flush()
+        if digests is not None and moved:
+            with closing(target.reread()) as back:
+                check_pieces(moved_backup(source, target.sink.size, sector_size), back, wanted.path)
         if target.source is not None:
             tell_of_start(target.source, job)
     done.seconds = time.monotonic() - began
-    return Written("raw", done, done.disk_bytes, done.disk_bytes - done.written_bytes, moved)
+    return Written("raw", done, done.disk_bytes, done.disk_bytes - done.written_bytes, moved, wanted.verify_after)
 
 
 class _Start:
