@@ -1,5 +1,7 @@
 """What the files of a disk hold besides what is taken of them: internal snapshots, and newer images over this one.
 
+And what they hold twice: tables that contradict each other.
+
 Said by whoever carries the disk elsewhere, since the user may give up the files after that.
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from ferrotype.formats.mapped import collisions
 from ferrotype.job import Job
 
 if TYPE_CHECKING:
@@ -27,6 +30,8 @@ def tell_of_beside(disk: OpenDisk, job: Job, *, taken: bool = True) -> None:
     image, path = disk.image, disk.reference.path
     if image is None or disk.reference.snapshot not in (None, "latest"):
         return
+    for sentence in collisions(disk.source):
+        job.warn(f"{path}: {sentence}")
     say = job.warn if taken else job.note
     for sentence in image.besides:
         say(f"{path}: {sentence}")

@@ -133,7 +133,10 @@ class TwoLevels:
         first: FirstLevel,
         decode: Decode,
         unpack: Callable[[int], bytes] | None = None,
+        taken: Callable[[], Sequence[tuple[int, int]]] = tuple,
     ) -> None:
+        """``taken`` gives the (start, end) of what the image has in its file besides L2 tables and clusters."""
+        self._taken = taken
         self._file, self._geometry, self._first = file, geometry, first
         self._decode, self._unpack = decode, unpack
         self._per_page = _PAGE if geometry.parts == 1 else _PAGE // 8  # entries
@@ -155,6 +158,12 @@ class TwoLevels:
             where = int(found.bounds[bad[0]])
             raise InvalidImage(f"the table entry of byte {where} of the disk is wrong", field="L2 entry")
         return found
+
+    def own(self) -> tuple[Offsets, Offsets]:
+        """Where the tables stand, and what else is the image's own."""
+        places = self._first.places[~self._first.bad]
+        starts, ends = np.array(self._taken(), np.int64).reshape(-1, 2).T
+        return np.append(places, starts), np.append(places + self._geometry.table, ends)
 
     def unpack(self, place: int, /) -> bytes:
         if self._unpack is None:

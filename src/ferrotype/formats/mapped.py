@@ -16,7 +16,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from threading import Lock
-from typing import Final, Generic, NamedTuple, Protocol, TypeVar
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +26,12 @@ from ferrotype.block.file import FileSource, check_read
 from ferrotype.block.views import Concat, Slice, padded_extents, read_padded
 from ferrotype.errors import DamagedRange, InvalidImage, ReadError
 from ferrotype.extents import ExtentMap, Offsets, State, merge, overlay
+from ferrotype.formats.collisions import Collisions
 from ferrotype.formats.numbered import NumberedSource
 from ferrotype.formats.split import SplitFile
 from ferrotype.units import MiB
 
-__all__ = ["Kept", "Kind", "Layout", "MappedSource", "Mapping", "Run", "cells", "runs_of", "shortfalls"]
+__all__ = ["Kept", "Kind", "Layout", "MappedSource", "Mapping", "Run", "cells", "collisions", "runs_of", "shortfalls"]
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -313,6 +314,22 @@ class MappedSource:
         if self._parent is not None:
             yield from shortfalls(self._parent)
 
+    def collisions(self) -> Iterator[str]:
+        """What ``collisions`` tells of this source and what is below it."""
+        if self._ragged:  # its clusters are its own: other formats may name the same bytes twice
+            found = Collisions()
+            try:
+                for part in self._mappings(0, self._size):
+                    stored = part.kinds == Kind.STORED
+                    found.add(part.bounds[:-1][stored], part.places[stored], np.diff(part.bounds)[stored])
+                    if found.full:
+                        break
+            except (InvalidImage, ReadError):  # whoever reads the disk is told
+                return
+            yield from (f"{self._name}: {sentence}" for sentence in found.told(own_places(self._layout)))
+        if self._parent is not None:
+            yield from collisions(self._parent)
+
     def runs(self, offset: int, length: int, depth: int = 0) -> Iterator[Run]:
         """The range, run by run, down to the layer that holds each."""
         for part in self._mappings(offset, length):
@@ -357,6 +374,29 @@ def shortfalls(source: Source) -> Iterator[str]:
     elif isinstance(source, Slice | Concat | SplitFile):
         for part in source.parts(0, source.size):
             yield from shortfalls(part.source)
+
+
+@runtime_checkable
+class Owning(Protocol):
+    """A layout that knows where its tables stand."""
+
+    def own(self) -> tuple[Offsets, Offsets]:
+        """Starts and ends of the bytes of the file that are the image's own, in any order."""
+
+
+def own_places(layout: Layout) -> tuple[Offsets, Offsets]:
+    """Where a layout's tables stand, as far as it knows."""
+    nowhere = np.zeros(0, np.int64)
+    return layout.own() if isinstance(layout, Owning) else (nowhere, nowhere)
+
+
+def collisions(source: Source) -> Iterator[str]:
+    """Sentences on tables that say two things of the same bytes.  Goes through all tables once."""
+    if isinstance(source, MappedSource):
+        yield from source.collisions()
+    elif isinstance(source, Slice | Concat | SplitFile):
+        for part in source.parts(0, source.size):
+            yield from collisions(part.source)
 
 
 class Kept(Generic[K, V]):

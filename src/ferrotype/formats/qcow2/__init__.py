@@ -51,6 +51,7 @@ from ferrotype.formats.qcow2.header import (
     Header,
     Snapshot,
     bitmaps,
+    own_places,
     read_header,
     snapshots,
 )
@@ -212,7 +213,11 @@ class _Tables:
             align=self._header.cluster,
         )
         decode = self._decode_parts if self._header.extended else self._decode
-        return TwoLevels(self._file, self._geometry, first, decode, self._unpack)
+
+        def taken() -> list[tuple[int, int]]:
+            return [] if self._external else [*own_places(self._file, self._header), (offset, offset + entries * 8)]
+
+        return TwoLevels(self._file, self._geometry, first, decode, self._unpack, taken)
 
     def _decode(self, words: Words) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Standard entries: one cell a cluster."""

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Final
 
+import numpy as np
+
 from ferrotype.block import Source, read, read_exactly
 from ferrotype.errors import InvalidImage, UnsupportedError
 from ferrotype.formats import MAX_SIZE
@@ -37,6 +39,7 @@ MOST_REFCOUNT_TABLE: Final = 8 * MiB  # bytes
 _MOST_SNAPSHOTS: Final = 65536
 _MOST_SNAPSHOT_EXTRA: Final = 1024  # bytes
 _MOST_BITMAPS: Final = 65535
+_REFCOUNT_BLOCK: Final = 0x7FFF_FFFF_FFFF_FE00  # bits of the place of a block; the top one is kept clear here
 _MOST_DIRECTORY: Final = 64 * MiB  # bytes
 MOST_NAME: Final = 1023  # bytes
 
@@ -283,6 +286,17 @@ def _backing_name(base: Base, head: bytes, length: int) -> str | None:
     if base.backing_file_offset < length or end > len(head):
         raise _wrong("the backing file name does not lie in the first cluster", "backing_file_offset")
     return os.fsdecode(head[base.backing_file_offset : end]) or None
+
+
+def own_places(file: Source, header: Header) -> list[tuple[int, int]]:
+    """(start, end) of the header, and of the reference counts as far as their table makes sense."""
+    base, cluster = header.base, header.cluster
+    start, size = base.refcount_table_offset, base.refcount_table_clusters * cluster
+    found = [(0, cluster), (start, start + size)]
+    table = np.frombuffer(read(file, start, max(min(size, file.size - start), 0) // 8 * 8), ">u8")
+    blocks = (table & np.uint64(_REFCOUNT_BLOCK)).astype(np.int64)
+    blocks = blocks[(blocks > 0) & (blocks % cluster == 0) & (blocks < file.size)]
+    return found + [(block, block + cluster) for block in blocks.tolist()]
 
 
 # ---------------------------------------------------------------------- internal snapshots and bitmaps
