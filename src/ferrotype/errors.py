@@ -89,6 +89,20 @@ class NotAllowed(FormatError):
 class IntegrityError(FerrotypeError):
     """Stored bytes are not the bytes that were written."""
 
+    placed = False  # the sentence says which bytes of which disk cannot be given back
+
+    def at(self, disk: str, start: int, length: int, image: str, *, exact: bool) -> Self:
+        """The same, with the range of the disk that it costs (all of it where ``exact``), and what can be done."""
+        if not self.placed:
+            where = f"disk {disk}: {'' if exact else 'some of '}{length} bytes at {start} cannot be given back"
+            advice = (
+                f"`ferrotype verify {image}` names all that is hit, and `ferrotype salvage {image} OUT` makes an "
+                "image of the rest, which can be restored"
+            )
+            self.args = (f"{where}: {self}; {advice}",)
+            self.placed = True
+        return self
+
 
 class CorruptObject(IntegrityError):
     """A named object fails its own checksum, tag or name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -129,3 +130,30 @@ def test_a_sentence_names_the_file_and_the_next_step(
         assert sentence in done.err
     assert "field magic" not in done.err
     assert not (here / "new.ferro").exists()
+
+
+@pytest.mark.parametrize("verb", ["restore", "checksum", "convert"])
+@pytest.mark.parametrize("name", ["plain.ferro", "locked.ferro"])
+def test_damage_is_told_with_its_place_and_the_next_step(here: Path, name: str, verb: str) -> None:
+    image = here / name
+    container = Container.open(image)
+    pack = max(
+        (entry for entry in container.live() if entry.name.startswith("pack/")), key=lambda entry: entry.length
+    )
+    container.close()
+    with image.open("r+b") as file:  # of 24 chunks in the order of the disk, one in the middle
+        file.seek(pack.offset + pack.length // 2)
+        file.write(b"\xa5" * 16)
+    secret = ("--password-file", here / "right") if name == "locked.ferro" else ()
+    words = {
+        "restore": ("restore", image, here / "out.img"),
+        "checksum": ("checksum", image),
+        "convert": ("convert", image, here / "out.qcow2"),
+    }[verb]
+    error = ferrotype(*words, *secret, code=4).err
+    place = re.search(r"disk disk\.img: (\d+) bytes at (\d+) cannot be given back: chunk", error)
+    assert place is not None, error
+    damaged = ferrotype("verify", image, *secret, "--json", code=1).document["damaged"]
+    assert (int(place[2]), int(place[1])) == (damaged[0]["start"], damaged[0]["length"])
+    assert f"`ferrotype verify {image}`" in error
+    assert f"`ferrotype salvage {image} OUT`" in error

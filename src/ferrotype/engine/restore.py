@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol, cast
+from typing import Final, Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,17 +32,19 @@ from ferrotype.engine.readback import check_content, check_pieces
 from ferrotype.engine.starts import tell_of_start
 from ferrotype.engine.targets import check_takes
 from ferrotype.engine.unreadable import BEFORE, tell
-from ferrotype.errors import CorruptChunk, MissingChunk
+from ferrotype.errors import CorruptChunk, IntegrityError, MissingChunk
 from ferrotype.extents import State
 from ferrotype.filesystems.signatures import Mark
 from ferrotype.job import Job
 from ferrotype.pipeline import map_ordered
 from ferrotype.repository.sealing import ZERO_ID, ChunkId
 from ferrotype.repository.snapshots import DiskRecord, Region
-from ferrotype.repository.source import SnapshotSource
+from ferrotype.repository.source import SnapshotSource, lost_at
 from ferrotype.repository.store import Repository
 from ferrotype.units import MiB, format_size
 from ferrotype.volumes.relocate import moved_backup
+
+T = TypeVar("T")
 
 _BATCH: Final = 2 * MiB  # bytes of the disk a worker restores at a time
 _LOOKUP: Final = 1 << 18  # chunks located together: so many touch each page of a large index, which is swept seldom
@@ -220,16 +222,29 @@ def _pieces(part: Part) -> Iterator[_Piece]:
 def _region_pieces(part: Part, region: Region, low: int, high: int) -> Iterator[_Piece]:
     size = part.disk.chunk_size
     first, last = (low - region.start) // size, -(-(high - region.start) // size)
-    for cells, ids in _gathered(part.repository, part.disk, region, first, last):
+    for cells, ids in _telling_where(part, low, high, _gathered(part.repository, part.disk, region, first, last)):
         packs, offsets, lengths, names = part.repository.locate_many(ids)
         columns = (cells.tolist(), packs.tolist(), offsets.tolist(), lengths.tolist())
         for i, (cell, pack, offset, length) in enumerate(zip(*columns, strict=True)):
             chunk_id = ChunkId(ids[i].tobytes())
-            if pack < 0:
-                raise part.repository.explained(MissingChunk(chunk_id), part.disk)
             start = region.start + cell * size
             from_, to = max(start, low), min(start + size, high)
+            if pack < 0:
+                missing = part.repository.explained(MissingChunk(chunk_id), part.disk)
+                if isinstance(missing, IntegrityError):
+                    missing = lost_at(
+                        missing, part.repository, part.disk, [(chunk_id, from_, to - from_)], (low, high - low)
+                    )
+                raise missing
             yield _Piece(chunk_id, from_ - part.start, to - from_, from_ - start, names[pack], offset, length)
+
+
+def _telling_where(part: Part, low: int, high: int, found: Iterator[T]) -> Iterator[T]:
+    """What is found of the maps of [low, high) on the disk; a page that is lost costs a part of that."""
+    try:
+        yield from found
+    except IntegrityError as error:
+        raise lost_at(error, part.repository, part.disk, (), (low, high - low)) from None
 
 
 def _gathered(
@@ -336,11 +351,17 @@ class _Worker:
 
     def _plain(self, run: list[_Piece]) -> Iterator[bytes]:
         """What the pieces of a run hold on the disk."""
-        for piece, plain in zip(run, self._part.repository.chunks(run, self._part.disk), strict=True):
-            if len(plain) < piece.skip + piece.length:
-                raise CorruptChunk(piece.chunk_id, "it is shorter than its place on the disk")
-            exact = piece.skip == 0 and len(plain) == piece.length
-            yield plain if exact else plain[piece.skip : piece.skip + piece.length]
+        part = self._part
+        try:
+            for piece, plain in zip(run, part.repository.chunks(run, part.disk), strict=True):
+                if len(plain) < piece.skip + piece.length:
+                    raise CorruptChunk(piece.chunk_id, "it is shorter than its place on the disk")
+                exact = piece.skip == 0 and len(plain) == piece.length
+                yield plain if exact else plain[piece.skip : piece.skip + piece.length]
+        except IntegrityError as error:
+            places = ((piece.chunk_id, part.start + piece.target, piece.length) for piece in run)
+            whole = part.start + run[0].target, sum(piece.length for piece in run)
+            raise lost_at(error, part.repository, part.disk, places, whole) from None
 
     def _write(self, offset: int, parts: list[bytes]) -> None:
         if self._many is not None:

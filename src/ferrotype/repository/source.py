@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
 from ferrotype.block import Traits
-from ferrotype.errors import MissingChunk, ReadError
+from ferrotype.errors import IntegrityError, MissingChunk, ReadError
 from ferrotype.extents import ExtentMap, State
 from ferrotype.repository.chunkmap import ChunkMap
 from ferrotype.repository.sealing import ZERO_ID, ChunkId
@@ -50,13 +50,19 @@ class SnapshotSource:
             stop = min(end, region.start + region.length)
             first = (at - region.start) // self.disk.chunk_size
             last = (stop - 1 - region.start) // self.disk.chunk_size
-            ids = chunk_map.ids(first, last - first + 1)
-            wanted = []
-            for i, cell in enumerate(range(first, last + 1)):
-                start = region.start + cell * self.disk.chunk_size
-                low, high = max(at, start), min(stop, start + self.disk.chunk_size)
-                wanted.append((ChunkId(ids[i].tobytes()), low - start, buf[low - offset : high - offset]))
-            self._fill(wanted)
+            places: list[tuple[ChunkId, int, int]] = []
+            try:
+                ids = chunk_map.ids(first, last - first + 1)
+                wanted = []
+                for i, cell in enumerate(range(first, last + 1)):
+                    start = region.start + cell * self.disk.chunk_size
+                    low, high = max(at, start), min(stop, start + self.disk.chunk_size)
+                    chunk_id = ChunkId(ids[i].tobytes())
+                    places.append((chunk_id, low, high - low))
+                    wanted.append((chunk_id, low - start, buf[low - offset : high - offset]))
+                self._fill(wanted)
+            except IntegrityError as error:
+                raise lost_at(error, self.repository, self.disk, places, (at, stop - at)) from None
             at = stop
 
     def _fill(self, wanted: list[tuple[ChunkId, int, memoryview]]) -> None:
@@ -168,6 +174,23 @@ class SnapshotSource:
             self._kept[chunk_id] = plain
             while len(self._kept) > self._keep:
                 self._kept.popitem(last=False)
+
+
+def lost_at(
+    error: IntegrityError,
+    repository: Repository,
+    disk: DiskRecord,
+    places: Iterable[tuple[ChunkId, int, int]],
+    otherwise: tuple[int, int],
+) -> IntegrityError:
+    """The error, with the bytes of the disk that it costs, of the chunks that were wanted at ``places``.
+
+    Those are (id, start, length) on the disk.  A page of a map is none of them, and costs a part of ``otherwise``.
+    """
+    lost = getattr(error, "chunk_id", None)
+    exact = next(((start, length) for chunk_id, start, length in places if chunk_id == lost), None)
+    image = str(getattr(repository.store, "path", "IMAGE"))  # a store in memory has none
+    return error.at(disk.name, *(exact or otherwise), image, exact=exact is not None)
 
 
 @dataclass(frozen=True, slots=True)
