@@ -261,7 +261,7 @@ class Test6Failed:
                 assert done[0] == code or (not said and done[0] == 0), (words, redirect)
                 assert said in done[1]
                 assert "Traceback" not in done[1]
-        assert run_in_shell('"$@" >&-', "list", image) == (0, "")
+        assert run_in_shell('"$@" >&-', "list", "-q", image) == (0, "")
         assert run_in_shell('"$@" >/dev/null 2>&-', "list", image) == (0, "")
         assert run_in_shell('"$@" <&-', "restore", image, "/dev/null")[0] == 3
 

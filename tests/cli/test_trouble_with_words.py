@@ -56,6 +56,35 @@ def test_work_is_done_though_its_answer_is_lost(disk: Path, tmp_path: Path) -> N
         assert len(ferrotype("list", image, "--json").document["snapshots"]) == 1
 
 
+def test_what_was_done_is_said_where_its_answer_is_lost(disk: Path, tmp_path: Path) -> None:
+    for number, options in enumerate(((), ("--json",))):
+        image = tmp_path / f"{number}.ferro"
+        code, _, error = shell('"$@" >/dev/full', "backup", disk, image, *options)
+        (snapshot,) = ferrotype("list", image, "--json").document["snapshots"]
+        assert code == 6
+        assert "No space left" in error or "no space left" in error
+        assert f"snapshot {snapshot['id'][:8]} of disk.img: read" in error
+
+
+@pytest.mark.parametrize("redirect", [">&-", ">/dev/full"])
+def test_a_question_whose_answer_is_lost_has_failed(disk: Path, image: Path, redirect: str, tmp_path: Path) -> None:
+    for words in (
+        ("list", image),
+        ("checksum", disk),
+        ("info", image),
+        ("map", disk),
+        ("key", "list", image),
+        ("disks",),
+        ("backup", "-n", disk, image),
+        ("prune", "-n", image),
+        ("restore", "-n", image, tmp_path / "out.img"),
+    ):
+        for options in ((), ("--json",)):
+            code, out, error = shell(f'"$@" {redirect}', *words, *options)
+            assert (code, out) == (6, ""), words
+            assert len([line for line in error.splitlines() if line.startswith("ferrotype: standard output")]) == 1
+
+
 # ---------------------------------------------------------------------- names
 
 

@@ -275,3 +275,28 @@ def test_a_split_image(disk: Path, tmp_path: Path) -> None:
     assert ferrotype("restore", path, files[1], "--force", code=3).err
     files[1].rename(tmp_path / "elsewhere")
     assert "split.ferro" in ferrotype("checksum", path, code=6).err
+
+
+def test_dry_runs_speak_of_what_would_be(
+    copy: Path, locked: Path, password: Path, disk: Path, tmp_path: Path
+) -> None:
+    """None says that it is done, or is so."""
+    key = ("--password-file", password)
+    for words, sentences in (
+        (("backup", disk, tmp_path / "new.ferro"), ["would be a new image", "would read"]),
+        (("backup", disk, copy), ["would read"]),
+        (("restore", copy, tmp_path / "out.img"), ["would write"]),
+        (("convert", disk, tmp_path / "out.qcow2"), ["would read", "and write"]),
+        (("forget", copy, "--keep-last", "1"), ["would forget", "would keep"]),
+        (("prune", copy), ["would be given back"]),
+        (("compact", copy), ["would be given back"]),
+        (("copy", copy, tmp_path / "new.ferro"), ["would be a new image", "would copy"]),
+        (("copy", *key, locked, copy), ["would be sealed anew", "would copy", "could be read"]),
+    ):
+        done = attempt(words[0], "-n", *words[1:])
+        assert done.code in (0, 8), done
+        said = done.out + done.err
+        for sentence in sentences:
+            assert sentence in said, said
+        assert "is a new image" not in said
+        assert "nothing was" in said

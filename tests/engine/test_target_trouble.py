@@ -427,7 +427,7 @@ def test_a_backup_says_beforehand_that_it_may_not_fit(tmp_path: Path, noise: Pat
         disk.behave(space=4 * MiB)
         planned = ferrotype("backup", noise, image, "--dry-run", "--json", code=8).document
         assert planned["free_on_target_bytes"] < 2 * MiB
-        assert "will grow by about 4 MiB" in planned["warnings"][0]
+        assert "would grow by about 4 MiB" in planned["warnings"][0]
         done = attempt("backup", noise, image)
         assert done.code == 6
         assert "will grow by about 4 MiB" in done.err

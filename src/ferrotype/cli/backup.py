@@ -115,8 +115,8 @@ def command(
                 prove_free=prove_free,
             )
             judged = estimate(repository, disks, job)
-            warn_of_estimate(image, judged.stored_bytes, job)
-            frame.show(
+            warn_of_estimate(image, judged.stored_bytes, job, dry_run=True)
+            frame.answer(
                 _planned(judged) | {"free_on_target_bytes": free_for(image)} | made, _planned_text(judged, image)
             )
             return

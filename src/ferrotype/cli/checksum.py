@@ -22,4 +22,4 @@ def command(frame: Frame, ref: str, opening: Opening) -> None:
         with open_disk(ref, opening.access(frame), job) as disk:
             done = checksum_of(disk, job)
         document = {"algorithm": ALGORITHM, "digest": done.digest, "size": done.size}
-        frame.show(document | {"unreadable": as_json(done.unreadable)}, f"{done.digest}  {ref}")
+        frame.answer(document | {"unreadable": as_json(done.unreadable)}, f"{done.digest}  {ref}")

@@ -28,9 +28,12 @@ def command(frame: Frame, image: Path, dry_run: bool) -> None:
             before = container.file_size
             gap = before - container.live_size
             if dry_run:
-                frame.show(
+                frame.answer(
                     {"dry_run": True, "file_bytes": before, "dead_bytes": gap},
-                    f"{image} has {format_size(before)}, {format_size(gap)} of it is dead; nothing was changed",
+                    (
+                        f"{format_size(gap)} of the {format_size(before)} of {image} would be given back; "
+                        "nothing was changed"
+                    ),
                 )
                 return
             check_compact(container)

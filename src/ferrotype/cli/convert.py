@@ -72,7 +72,7 @@ def command(
         format = chosen_format(out, output_format)
         if "help" in texts:
             known = options_help(format).splitlines()
-            frame.show({"format": format, "options": known}, known)
+            frame.answer({"format": format, "options": known}, known)
             return
         access = opening.access(frame)
         secret = None
@@ -98,7 +98,7 @@ def command(
                 need = None if device else need_of(disk.source, wanted)
                 if need is not None:
                     need.check(out)
-                frame.show(*_planned(disk, wanted, need))
+                frame.answer(*_planned(disk, wanted, need))
                 return
             if device and not force:
                 confirm(frame, out, disk.reference.text)

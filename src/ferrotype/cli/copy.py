@@ -76,12 +76,19 @@ def command(
         for snapshot in result.skipped:
             job.note(f"snapshot {snapshot.id[:8]} ({snapshot.name}) is in {target} already")
         if result.sealed_anew and result.copied:
-            job.note(f"{target} has other keys than {path}: everything is sealed anew, and snapshots have other ids")
+            are, have = ("would be", "would have") if dry_run else ("is", "have")
+            job.note(
+                f"{target} has other keys than {path}: everything {are} sealed anew, and snapshots {have} other ids"
+            )
             if repository.config.encrypted and not into.config.encrypted:
-                job.warn(f"{target} is not encrypted: what is copied into it can be read by everyone")
+                job.warn(
+                    f"{target} is not encrypted: what is copied into it {'could' if dry_run else 'can'} be read by "
+                    "everyone"
+                )
         tell_of_snapshots(result.copied, job)
         made = new_image_facts(target, into) if new else {"new_image": False}
-        frame.show(_document(result, dry_run=dry_run) | made, _text(result, target, dry_run=dry_run))
+        say = frame.answer if dry_run else frame.show
+        say(_document(result, dry_run=dry_run) | made, _text(result, target, dry_run=dry_run))
 
 
 def _document(result: CopyResult, *, dry_run: bool) -> dict[str, object]:

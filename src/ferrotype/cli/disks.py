@@ -62,4 +62,4 @@ def command(frame: Frame) -> None:
             ("holds", "left"),
             ("mounted", "left"),
         ]
-        frame.show({"disks": documents}, table(columns, rows) if rows else "there is no disk to be seen here")
+        frame.answer({"disks": documents}, table(columns, rows) if rows else "there is no disk to be seen here")

@@ -76,32 +76,34 @@ def command(
                 "groups": [group.as_json() for group in groups],
                 "dry_run": dry_run,
             }
-            lines = _lines(verdicts, groups if rules.given else ())
+            lines = _lines(verdicts, groups if rules.given else (), dry_run=dry_run)
             if not dry_run:
                 forget(repository, gone)
                 if then_prune:
                     result = prune(repository, job)
                     document["prune"] = as_json(result)
                     lines.append(as_text(result, image, dry_run=False))
-        frame.show(document, [*lines, "nothing was changed"] if dry_run else lines)
+        if dry_run:
+            frame.answer(document, [*lines, "nothing was changed"])
+        else:
+            frame.show(document, lines)
 
 
-def _lines(verdicts: Sequence[Verdict], groups: Sequence[Together]) -> list[str]:
+def _lines(verdicts: Sequence[Verdict], groups: Sequence[Together], *, dry_run: bool) -> list[str]:
     """What becomes of each snapshot; with several groups, by what was judged together."""
     if len(groups) < 2:
-        return [_line(verdict) for verdict in verdicts]
+        return [_line(verdict, dry_run=dry_run) for verdict in verdicts]
     lines = []
     for group in groups:
         ids = {snapshot.id for snapshot in group.snapshots}
         lines.append(f"judged together, group {group.number}: {group.title}")
-        lines += [_line(verdict) for verdict in verdicts if verdict.snapshot.id in ids]
+        lines += [_line(verdict, dry_run=dry_run) for verdict in verdicts if verdict.snapshot.id in ids]
     return lines
 
 
-def _line(verdict: Verdict) -> str:
+def _line(verdict: Verdict, *, dry_run: bool) -> str:
     snapshot = verdict.snapshot
-    return (
-        f"{'keep' if verdict.kept else 'forget':7}{snapshot.id[:8]}  "
-        f"{snapshot.local_time:%Y-%m-%d %H:%M:%S}  {snapshot.name}"
-        + (f"  ({', '.join(verdict.reasons)})" if verdict.kept else "")
+    becomes = ("would " if dry_run else "") + f"{'keep' if verdict.kept else 'forget':7}"
+    return f"{becomes}{snapshot.id[:8]}  {snapshot.local_time:%Y-%m-%d %H:%M:%S}  {snapshot.name}" + (
+        f"  ({', '.join(verdict.reasons)})" if verdict.kept else ""
     )

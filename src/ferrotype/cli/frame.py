@@ -110,6 +110,7 @@ class Frame:
     _document: dict[str, object] = field(default_factory=dict)
     _text: output.Text = ""
     _told: bool = False
+    _asked: bool = False
 
     @contextmanager
     def run(self) -> Iterator[CliJob]:
@@ -141,14 +142,18 @@ class Frame:
         code = exits.WARNINGS if self.code == exits.OK and job.warnings else self.code
         if self.json:
             document = self._document | {"warnings": [*job.warnings, *job.notes]}
-            code = output.put(json.dumps(document), code, needed=True)
+            code = output.put(json.dumps(document), code, needed=True, instead="" if self._asked else self._text)
         elif self._text != "" and not self.quiet:
-            code = output.put(self._text, code)
+            code = output.put(self._text, code, needed=self._asked, instead="" if self._asked else self._text)
         raise click.exceptions.Exit(code)
 
     def show(self, document: dict[str, object], text: output.Text) -> None:
-        """What the call answers: a JSON document, and the same for people: a line, lines, or what makes them."""
-        self._document, self._text = document, text
+        """What the call has done: a JSON document, and the same for people: a line, lines, or what makes them."""
+        self._document, self._text, self._asked = document, text, False
+
+    def answer(self, document: dict[str, object], text: output.Text) -> None:
+        """The same of a call that does nothing but answer: where that is lost, it has failed."""
+        self._document, self._text, self._asked = document, text, True
 
     def tell(self, document: dict[str, object], text: output.Text) -> None:
         """Set what is known, and printed, although the verb fails now."""

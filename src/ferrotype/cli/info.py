@@ -38,7 +38,7 @@ def command(frame: Frame, ref: str, opening: Opening) -> None:
             if tree is not None:
                 for warning in tree.warnings:
                     job.warn(f"{ref}: {warning}")
-                frame.show(as_json(tree), (f"{ref}: {tree.format}, files and no disk", *_said_of(tree)))
+                frame.answer(as_json(tree), (f"{ref}: {tree.format}, files and no disk", *_said_of(tree)))
                 return
         with open_disk(ref, replace(opening.access(frame), headers_only=True), job) as disk:
             if disk.image is not None and disk.image.missing is not None:
@@ -62,7 +62,7 @@ def command(frame: Frame, ref: str, opening: Opening) -> None:
             f"{format_size(kept)} to keep, {format_size(free)} free in file systems, {format_size(zero)} known zeros"
         )
         rows = (head, *_container(info), disk_bar(survey), *volume_rows(survey), tail)
-        frame.show(document, rows)
+        frame.answer(document, rows)
 
 
 def _said_of(tree: Tree) -> Iterator[str]:

@@ -46,7 +46,7 @@ def list_(frame: Frame, image: Path) -> None:
         ]
         rows = [[s.id, s.kind, s.label, s.created.astimezone().strftime("%Y-%m-%d %H:%M:%S")] for s in slots]
         columns = [("slot", "left"), ("kind", "left"), ("label", "left"), ("added", "left")]
-        frame.show({"keys": documents}, table(columns, rows) if rows else f"{image} is not encrypted")
+        frame.answer({"keys": documents}, table(columns, rows) if rows else f"{image} is not encrypted")
 
 
 @command.command("add")

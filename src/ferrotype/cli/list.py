@@ -59,7 +59,7 @@ def command(frame: Frame, image: Path) -> None:
         ]
         document: dict[str, object] = {"snapshots": documents, "groups": [group.as_json() for group in groups]}
         nothing = f"{image}: {NOTHING_FOUND}" if damaged else f"{image} holds no snapshot yet"
-        frame.show(document, lambda: _drawn(known, groups) if known else nothing)
+        frame.answer(document, lambda: _drawn(known, groups) if known else nothing)
 
 
 def _drawn(known: Sequence[Snapshot], groups: Sequence[Together]) -> list[str]:

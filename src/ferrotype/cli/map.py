@@ -25,7 +25,7 @@ def command(frame: Frame, ref: str, opening: Opening) -> None:
         with open_disk(ref, opening.access(frame), job) as disk:
             extents = disk_map(disk, job)
             lost = as_json(known_unreadable(disk.source))
-        frame.show({"extents": extents, "unreadable": lost}, lambda: _lines(extents))
+        frame.answer({"extents": extents, "unreadable": lost}, lambda: _lines(extents))
 
 
 def _lines(extents: list[dict[str, object]]) -> Iterator[str]:

@@ -53,18 +53,19 @@ def lines(text: Text) -> str:
     return joined.replace(COLOUR, "\x1b[")
 
 
-def put(text: Text, code: int, *, needed: bool = False) -> int:
+def put(text: Text, code: int, *, needed: bool = False, instead: Text = "") -> int:
     """Write lines; the exit code: ``code``, or that of a failed write.
 
-    Where standard output was closed before, nobody wants to hear; unless the answer is ``needed``.
+    Where standard output was closed before, nobody wants to hear; unless the answer is ``needed``.  ``instead`` is
+    said of work that was done, on standard error, where its answer is lost.
     """
     if sys.stdout is None:
-        return lost(OSError("it is closed")) if needed else code
+        return lost(OSError("it is closed"), instead) if needed else code
     try:
         click.echo(lines(text))
         flush()
     except OSError as error:
-        return lost(error)
+        return lost(error, instead)
     return code
 
 
@@ -74,11 +75,17 @@ def flush() -> None:
         sys.stdout.flush()
 
 
-def lost(error: OSError) -> int:
-    """Say that the output is lost, except to a reader who went away; the exit code."""
+def lost(error: OSError, instead: Text = "") -> int:
+    """Say that the output is lost, and what was done, except to a reader who went away; the exit code."""
     _nowhere(1)
     if not isinstance(error, BrokenPipeError):
-        say(f"ferrotype: standard output: {exits.says(error)}")
+        done = lines(instead)
+        say(
+            f"ferrotype: standard output: {exits.says(error)}"
+            + ("; the work was done, and it is said here:" if done else "")
+        )
+        if done:
+            say(done.splitlines())
     return exits.code_of(error)
 
 

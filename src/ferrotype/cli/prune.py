@@ -26,7 +26,8 @@ def command(frame: Frame, image: Path, dry_run: bool) -> None:
 
         with frame.open_image(image, job, writable=not dry_run) as repository:
             result = prune(repository, job, dry_run=dry_run)
-        frame.show(as_json(result) | {"dry_run": dry_run}, as_text(result, image, dry_run=dry_run))
+        say = frame.answer if dry_run else frame.show
+        say(as_json(result) | {"dry_run": dry_run}, as_text(result, image, dry_run=dry_run))
 
 
 def as_json(result: PruneResult) -> dict[str, object]:

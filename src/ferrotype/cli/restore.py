@@ -70,7 +70,7 @@ def command(
             raise UsageError(f"--delta and --no-blank are for raw disks; {target} would be a new {format} image")
         if format is not None and "help" in texts:
             known = options_help(format).splitlines()
-            frame.show({"format": format, "options": known}, known)
+            frame.answer({"format": format, "options": known}, known)
             return
         chosen_options = parse_options(format, texts) if format is not None else {}
         with open_disk(ref, opening.access(frame), job) as disk:
@@ -91,7 +91,7 @@ def command(
                 if dry_run:
                     need = need_of(disk.source, wanted)
                     need.check(target)
-                    frame.show(*_planned(part.length, disk, target, need))
+                    frame.answer(*_planned(part.length, disk, target, need))
                     return
                 if not force and target.exists():
                     confirm(frame, target, disk.reference.text)
@@ -108,7 +108,7 @@ def command(
                 stored = None if in_place else stored_bytes(part)
                 if in_place:
                     say_leftovers(target, part.length, job)
-                frame.show(
+                frame.answer(
                     *_planned(
                         part.length, disk, target, None if stored is None else Need(stored, stored, free_for(target))
                     )

@@ -52,7 +52,8 @@ def command(frame: Frame, image: Path, out: Path | None, split: int | None) -> N
         for one in result.snapshots:
             for sentence in _losses(one):
                 job.warn(sentence)
-        frame.show(_document(result), _text(result, image, out))
+        say = frame.answer if out is None else frame.show
+        say(_document(result), _text(result, image, out))
 
 
 def _losses(one: Salvaged) -> list[str]:

@@ -75,7 +75,7 @@ def open_or_create(
     locked = new_secret(path) if options.encrypt else None
     store = MemoryStore() if dry_run else Container.create(path, split=options.split, opener=opener)
     try:
-        _tell_new(path, job, encrypted=options.encrypt)
+        _tell_new(path, job, encrypted=options.encrypt, dry_run=dry_run)
         repository = Repository.create(
             store,
             locked,
@@ -119,7 +119,7 @@ def open_or_twin(
             source.twin(MemoryStore() if dry_run else Container.create(path, split=split, opener=opener)) as fresh,
             _remembered(path, fresh, None if dry_run else memory),
         ):
-            _tell_new(path, job, encrypted=source.config.encrypted)
+            _tell_new(path, job, encrypted=source.config.encrypted, dry_run=dry_run)
             yield fresh
         return
     for mine in image_files(path):
@@ -173,9 +173,10 @@ def _check_new(path: Path, *, existing: bool) -> None:
         raise DeviceError(f"the folder {folder} does not exist")
 
 
-def _tell_new(path: Path, job: Job | None, *, encrypted: bool) -> None:
+def _tell_new(path: Path, job: Job | None, *, encrypted: bool, dry_run: bool) -> None:
     if job is not None:
-        job.note(f"{path} is a new image, {'' if encrypted else 'not '}encrypted, on {_place(path)}")
+        is_ = "would be" if dry_run else "is"
+        job.note(f"{path} {is_} a new image, {'' if encrypted else 'not '}encrypted, on {_place(path)}")
 
 
 def _check_same(path: Path, repository: Repository, options: ImageOptions) -> None:

@@ -83,19 +83,20 @@ def warn_of_backup(
         return
     stored = estimate(repository, prepared, job).stored_bytes
     if becomes is None:
-        warn_of_estimate(repository.store.path, stored, job)
+        warn_of_estimate(repository.store.path, stored, job, dry_run=False)
     elif stored > free:
         job.warn(
             f"{becomes} may not fit: it takes about {format_size(stored)}, and {format_size(free)} are free there"
         )
 
 
-def warn_of_estimate(image: Path, stored: int, job: Job) -> None:
+def warn_of_estimate(image: Path, stored: int, job: Job, *, dry_run: bool) -> None:
     """The same, where the judgement is known."""
     free = free_for(image)
     if free is not None and stored > free:
+        will = "would" if dry_run else "will"
         job.warn(
-            f"{image} will grow by about {format_size(stored)} and {format_size(free)} are free there; "
+            f"{image} {will} grow by about {format_size(stored)} and {format_size(free)} are free there; "
             "make room, also with `ferrotype prune`, or what does not fit is left for the next backup"
         )
 
