@@ -15,6 +15,7 @@ from ferrotype.errors import FormatError, InvalidImage, NotAllowed, UnsupportedE
 from ferrotype.extents import State
 from ferrotype.formats.vhd.records import DynamicHeader, Footer, checksum
 from ferrotype.formats.vhd.writer import geometry
+from tests.cli.program import ferrotype
 from tests.formats.hostile import bad_values, fields_of, survives, with_bytes
 from tests.formats.judges import (
     KiB,
@@ -247,6 +248,27 @@ def test_who_goes_by_the_geometry(tmp_path: Path, app: bytes, by_geometry: bool)
     assert size_of(chs=(2000, 4, 17)) == size  # rounded up by old programs: the rest is not there
     with pytest.raises(InvalidImage, match="the file ends after"):
         size_of(current=size + 512, chs=(0, 0, 0))
+
+
+@pytest.mark.parametrize("kind", ["fixed", "dynamic"])
+def test_what_stands_behind_the_geometry_is_told(kind: str, tmp_path: Path) -> None:
+    size, chs, path = 40_000 * 512, (585, 4, 17), tmp_path / "a.vhd"
+    inside = 585 * 4 * 17 * 512
+    for data, told in ((b"", False), (b"the last file", True)):
+        if kind == "fixed":
+            disk = bytearray(size)
+            disk[size - 512 : size - 512 + len(data)] = data
+            path.write_bytes(bytes(disk) + footer_of(size, 2, app=b"vpc ", chs=chs))
+        else:
+            blocks = {size // BLOCK: (list(range(128)), data.ljust(BLOCK, b"\0"))}
+            raw, footer = built(path, size, blocks).read_bytes(), footer_of(size, 3, app=b"vpc ", chs=chs)
+            path.write_bytes(footer + raw[512:-512] + footer)
+        image = opened(path)
+        image.close()
+        assert image.source.size == inside
+        assert any("geometry" in sentence for sentence in image.besides) == told
+    done = ferrotype("convert", path, tmp_path / "a.img", code=8)
+    assert "geometry ends the disk" in done.err
 
 
 def test_a_disk_too_large_for_its_geometry(tmp_path: Path) -> None:

@@ -17,15 +17,17 @@ Written from Microsoft's "Virtual Hard Disk Image Format Specification", version
 from __future__ import annotations
 
 import uuid
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ferrotype.block import Source, read_exactly
+from ferrotype.block import Source, read, read_exactly
 from ferrotype.block.views import Slice
-from ferrotype.errors import InvalidImage, UnsupportedError
+from ferrotype.errors import InvalidImage, ReadError, UnsupportedError
+from ferrotype.extents import State
 from ferrotype.formats import MAX_SIZE, Image, plain_room
 from ferrotype.formats.mapped import Kept, Kind, MappedSource, Mapping, cells
 from ferrotype.formats.outside import attempt
@@ -53,6 +55,7 @@ __all__ = ["OPTIONS", "create", "open", "probe", "room"]
 room = plain_room
 
 _BY_GEOMETRY: Final = (b"vpc ", b"vs  ", b"qemu")  # creators whose disks have the size of their geometry
+_MOST_BEHIND: Final = 64 * MiB  # bytes behind the geometry that are looked at; a cylinder has 8 MiB at most
 _MAX_BLOCK: Final = 256 * MiB  # bytes; blocks have 512 KiB to a few MiB
 _WINDOW: Final = 1 << 18  # blocks mapped at a time
 _CELLS: Final = 1 << 18  # sectors mapped at a time where they have to be looked at one by one
@@ -81,7 +84,8 @@ def open(file: Source, related: Related) -> Image:
         warnings += ("the disk belongs to a virtual machine in saved state: its file systems were in use",)
     if footer.DiskType == FIXED:
         size = _fixed_size(found)
-        return Image("vhd", Slice(file, 0, size), facts=facts, warnings=warnings, close=file.close)
+        besides = _behind_fixed(file, found, size)
+        return Image("vhd", Slice(file, 0, size), facts=facts, warnings=warnings, besides=besides, close=file.close)
     header, header_warnings = _dynamic_header(file, footer)
     warnings += header_warnings
     size = _disk_size(footer)
@@ -89,7 +93,8 @@ def open(file: Source, related: Related) -> Image:
     facts["unit"] = header.BlockSize
     if footer.DiskType != DIFFERENCING:
         source = MappedSource(file, layout, size, name="VHD", ragged=header.BlockSize - 1)
-        return Image("vhd", source, facts=facts, warnings=warnings, close=file.close)
+        besides = _behind_blocks(file, footer, header, size)
+        return Image("vhd", source, facts=facts, warnings=warnings, besides=besides, close=file.close)
     facts["backing"] = {"name": layout.parent_name, "format": "vhd"}
     wanted, names = uuid.UUID(bytes=header.ParentUniqueId), parent_names(file, header)
     facts["parent_id"] = str(wanted)
@@ -107,9 +112,49 @@ def open(file: Source, related: Related) -> Image:
     return Image("vhd", source, facts=facts, warnings=warnings, close=close)
 
 
+def _told_size(footer: Footer) -> int:
+    """Bytes that the footer says outright, without a look at the geometry."""
+    return footer.CurrentSize // SECTOR * SECTOR
+
+
+def _behind(whole: Source, size: int) -> tuple[str, ...]:
+    """A sentence where there is data behind the ``size`` bytes that the geometry gives to the disk."""
+    starts, ends = whole.extents(size, whole.size - size).runs(State.ZERO, present=False)
+    left = _MOST_BEHIND
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        for at in range(start, min(end, start + left), MiB):
+            piece = read(whole, at, min(MiB, end - at))
+            if piece.count(0) < len(piece):
+                said = (
+                    f"its geometry ends the disk at byte {size}, as QEMU and Virtual PC read it; data stand behind "
+                    f"that, up to byte {whole.size}, and are not taken; of a fixed disk, --format raw takes all"
+                )
+                return (said,)
+        left -= min(end - start, left)
+    return ()
+
+
+def _behind_fixed(file: Source, found: FoundFooter, size: int) -> tuple[str, ...]:
+    """The same for a fixed disk."""
+    with suppress(ReadError):  # it is not the disk's
+        return _behind(Slice(file, 0, max(size, min(_told_size(found.footer), found.place))), size)
+    return ()
+
+
+def _behind_blocks(file: Source, footer: Footer, header: DynamicHeader, size: int) -> tuple[str, ...]:
+    """The same for a dynamic disk."""
+    whole = _told_size(footer)
+    if whole == size:
+        return ()
+    with suppress(InvalidImage, ReadError):  # nothing that can be read
+        layout = _Blocks(file, footer, header, whole)
+        return _behind(MappedSource(file, layout, whole, name="VHD", ragged=header.BlockSize - 1), size)
+    return ()
+
+
 def _disk_size(footer: Footer) -> int:
     """Bytes of the disk.  Raises InvalidImage where there is no such disk."""
-    size = footer.CurrentSize // SECTOR * SECTOR
+    size = _told_size(footer)
     if size > MAX_SIZE:
         raise InvalidImage(f"a disk of {size} bytes", field="CurrentSize")
     geometry = footer.geometry
