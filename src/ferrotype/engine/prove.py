@@ -105,8 +105,9 @@ def require(proofs: tuple[Proof, ...], name: str, job: Job) -> None:
                 f" of {kind} touch none of the {format_size(proof.free_bytes)} of free space"
             )
             continue
+        why = _why(proof, f"{title}, {kind}")
         raise InvalidImage(
-            f"{name}: {_why(proof)}; nothing was stored: repair it with {_checker(kind)}, or use --all-sectors"
+            f"{name}: {why}; nothing was stored: repair it with {_checker(kind)}, or use --all-sectors"
         )
 
 
@@ -117,10 +118,11 @@ def believe(surveyed: Survey, proofs: tuple[Proof, ...], name: str, job: Job) ->
         return surveyed
     notes: dict[int, str] = {}
     for proof in doubtful:
-        why = _why(proof)
+        why = _why(proof, "it")
         notes[id(proof.volume)] = why
         checker = _checker(proof.volume.filesystem or "")
-        job.warn(f"{name}: {proof.volume.title} is kept whole: {why}; repair it with {checker}")
+        title = f"{proof.volume.title}, {proof.volume.filesystem or 'its file system'},"
+        job.warn(f"{name}: {title} is kept whole: {why}; repair it with {checker}")
     return replace(
         surveyed,
         volumes=tuple(replace(v, note=notes[id(v)]) if id(v) in notes else v for v in surveyed.volumes),
@@ -128,17 +130,16 @@ def believe(surveyed: Survey, proofs: tuple[Proof, ...], name: str, job: Job) ->
     )
 
 
-def _why(proof: Proof) -> str:
-    """What is wrong with a map that is not proven."""
-    title, kind = proof.volume.title, proof.volume.filesystem or "its file system"
+def _why(proof: Proof, volume: str) -> str:
+    """What is wrong with the map, not proven, of what the sentence calls ``volume``."""
     if not proof.conflicts:
-        return f"what would be left out of {title}, {kind}, cannot be proven: {proof.problem}"
+        return f"what would be left out of {volume} cannot be proven: {proof.problem}"
     start, length = proof.conflicts[0]
     others = f", and {len(proof.conflicts) - 1} more ranges" if len(proof.conflicts) > 1 else ""
     whose = ", ".join(proof.names[:_NAMED]) or "something in use"
     whose += f" and {len(proof.names) - _NAMED} more" if len(proof.names) > _NAMED else ""
     return (
-        f"the map of free space of {title}, {kind}, is wrong: it would leave out {whose}"
+        f"the map of free space of {volume} is wrong: it would leave out {whose}"
         f" ({length} bytes at {start} of the disk{others})"
     )
 
