@@ -227,3 +227,12 @@ def test_a_backup_of_nothing_is_none(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         ferrotype.backup([], tmp_path / "a.ferro")
     assert not (tmp_path / "a.ferro").exists()
+
+
+def test_the_public_names_can_be_listed() -> None:
+    """In a process that has used none of them: they are loaded when they are."""
+    code = "import ferrotype, sys; print(*dir(ferrotype)); print('ferrotype.api' in sys.modules)"
+    out = run(sys.executable, "-c", code, env={"PYTHONPATH": str(ROOT / "src")})
+    names, loaded = out.splitlines()
+    assert set(ferrotype.__all__) <= set(names.split())
+    assert loaded == "False"

@@ -13,7 +13,8 @@ import pytest
 
 from ferrotype.block import sysfs
 from ferrotype.block.device import DeviceSink
-from ferrotype.block.inventory import Disk, disks, lies_on, same_storage, uses
+from ferrotype.block.disks import Disk, disks
+from ferrotype.block.inventory import lies_on, same_storage, uses
 from ferrotype.errors import Refused
 from ferrotype.units import GiB, MiB
 from tests.machine import IN_CI, loop, mounted, need, run

@@ -14,7 +14,7 @@ def command(frame: Frame) -> None:
     """What can be imaged here: disks, their partitions, where they are mounted, what they hold."""
     with frame.run() as job:
         from ferrotype.block.device import open_source
-        from ferrotype.block.inventory import disks
+        from ferrotype.block.disks import disks
         from ferrotype.cli.tables import table
         from ferrotype.engine.survey import survey
         from ferrotype.errors import FerrotypeError

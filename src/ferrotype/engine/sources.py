@@ -5,7 +5,8 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
-from ferrotype.block.inventory import Disk, hardware_of, lies_on, same_storage
+from ferrotype.block.disks import Disk, hardware_of
+from ferrotype.block.inventory import lies_on, same_storage
 from ferrotype.block.sysfs import machine_id
 from ferrotype.engine.beside import tell_of_beside
 from ferrotype.engine.live import tell_of_use

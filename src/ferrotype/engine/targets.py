@@ -9,8 +9,9 @@ from pathlib import Path
 
 from ferrotype.block import Sink, Source
 from ferrotype.block.device import DeviceSink, open_source
+from ferrotype.block.disks import disks
 from ferrotype.block.file import FileSink
-from ferrotype.block.inventory import disks, lies_on, same_storage, uses
+from ferrotype.block.inventory import lies_on, same_storage, uses
 from ferrotype.errors import Refused, UsageError
 from ferrotype.formats.names import other_format
 from ferrotype.fresh import among_devices, true_name
