@@ -1,4 +1,4 @@
-"""Disks that something else owns, each as its own tool makes it, under old tables and old file systems.
+"""Disks that something else owns, as its own tool makes it (MD: by its layout), under old tables and file systems.
 
 What comes back from a backup is the same to the last byte, and the owner's own tool finds its volume whole: for every
 owner x MBR, GPT, both, hybrid x every old file system x whole disk and partition.  Combinations in which old bytes
