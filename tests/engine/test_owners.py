@@ -382,3 +382,81 @@ def test_an_ntfs_whose_backup_and_mirror_are_overwritten_owns_nothing(tmp_path: 
     mirror = int.from_bytes(clean[56:64], "little") * 4096
     clean[mirror : mirror + 1024] = os.urandom(1024)
     assert _surveyed(tmp_path, clean).extents.total(State.FREE) == 0
+
+
+def _outer_with(
+    tmp_path: Path, at: int, *makers: tuple[str, ...], size: int = 40 * MiB
+) -> tuple[bytearray, bytearray]:
+    """An ext4 of 96 MiB, written in 2023, with a volume put in at a byte of its free space; and that volume."""
+    outer, inner = blank(tmp_path / "outer", 96 * MiB), blank(tmp_path / "inner", size)
+    then = os.environ | {"E2FSPROGS_FAKE_TIME": "1700000000"}
+    run("mkfs.ext4", "-q", "-b", "4096", "-O", "^has_journal", outer, env=then)
+    for maker in makers:
+        run(*maker, inner)
+    disk, put = bytearray(outer.read_bytes()), bytearray(inner.read_bytes())
+    end = min(at + size, len(disk))
+    disk[at:end] = put[: end - at]
+    return disk, put
+
+
+@pytest.mark.parametrize("kind", ["ext4", "vfat"])
+def test_a_volume_that_reaches_out_of_the_one_around_it_is_kept(kind: str, tmp_path: Path) -> None:
+    """An old table was put back: the live volume begins in the free space and ends behind the partition."""
+    maker = {"ext4": ("mkfs.ext4", "-q"), "vfat": ("mkfs.vfat",)}[kind]
+    at = 64 * MiB
+    disk, _ = _outer_with(tmp_path, at, maker, size=80 * MiB)
+    found = _surveyed(tmp_path, disk)
+    assert found.extents.clip(at, len(disk) - at).total(State.FREE) == 0
+    assert any(f"there is {kind}" in sentence and "kept" in sentence for sentence in found.told.notes)
+
+
+def test_a_volume_whose_first_bytes_are_known_zeros_is_found(tmp_path: Path) -> None:
+    """The sign of btrfs stands at 64 KiB, behind zeros that a sparse file or an image knows of."""
+    at = 40 * MiB
+    disk, _ = _outer_with(tmp_path, at, ("mkfs.btrfs", "-q", "-f", "--mixed"))
+    path = tmp_path / "sparse.img"
+    run("dd", f"of={path}", "bs=4096", "conv=sparse", f"if={_written(tmp_path, disk)}", "status=none")
+    with FileSource(path) as source:
+        assert source.extents(at, 64 * 1024).total(State.ZERO) == 64 * 1024
+        found = survey(source)
+    assert found.extents.clip(at, 40 * MiB).total(State.FREE) == 0
+
+
+def _written(tmp_path: Path, disk: bytearray) -> Path:
+    path = tmp_path / "full.img"
+    path.write_bytes(disk)
+    return path
+
+
+def test_behind_more_volumes_than_can_be_told_all_is_kept(tmp_path: Path) -> None:
+    disk, swap = _outer_with(tmp_path, 20 * MiB, ("mkswap", "-q"), size=MiB)
+    for number in range(1, 18):
+        disk[(20 + number) * MiB : (21 + number) * MiB] = swap
+    luks = blank(tmp_path / "luks", 16 * MiB)
+    words = ("cryptsetup", "luksFormat", "-q", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", luks)
+    run(*words, text_in="x")
+    disk[60 * MiB : 76 * MiB] = luks.read_bytes()
+    found = _surveyed(tmp_path, disk)
+    assert found.extents.clip(60 * MiB, 16 * MiB).total(State.FREE) == 0
+    assert any("more than can be told" in sentence for sentence in found.told.notes)
+
+
+@pytest.mark.parametrize("inner", [1_700_000_000, 946_684_800])
+def test_times_that_tell_nothing_are_doubt(inner: int, tmp_path: Path) -> None:
+    """The same second for both, as builds with a fixed time have it, or a clock that was never set."""
+    at = 40 * MiB
+    disk, _ = _outer_with(tmp_path, at)
+    path = blank(tmp_path / "other", 16 * MiB)
+    run("mkfs.ext4", "-q", path, env=os.environ | {"E2FSPROGS_FAKE_TIME": str(inner)})
+    disk[at : at + 16 * MiB] = path.read_bytes()
+    found = _surveyed(tmp_path, disk)
+    assert found.extents.clip(at, 16 * MiB).total(State.FREE) == 0
+    assert any("may have been written later" in sentence for sentence in found.told.notes)
+
+
+def test_copies_of_its_own_superblock_are_no_volumes(tmp_path: Path) -> None:
+    path = blank(tmp_path / "fs.img", 64 * MiB)
+    run("mkfs.ext4", "-q", "-b", "1024", path)
+    found = _surveyed(tmp_path, bytearray(path.read_bytes()))
+    assert found.extents.total(State.FREE) > 48 * MiB
+    assert found.told.notes == []

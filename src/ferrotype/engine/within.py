@@ -37,7 +37,9 @@ __all__ = ["Inner", "inner_volumes"]
 _PLACES: Final = 512  # multiples of the step that are looked at, at most
 _CYLINDER: Final = 255 * 63 * 512  # bytes
 _CYLINDERS: Final = 64
-_FOUND: Final = 16  # volumes that are opened; more are remains of tests, not of partitions
+_FOUND: Final = 16  # volumes that are told one by one; from the next one on all is kept
+_MORE: Final = "more than can be told"
+_PLAUSIBLE: Final = 1_000_000_000  # seconds since 1970, in 2001: clocks that were never set stand before
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,8 @@ class Inner:
             return "was written later"
         if self.written is None or outer.written is None:
             return "may have been written later"
+        if min(self.written, outer.written) < _PLAUSIBLE or self.written == outer.written:
+            return "may have been written later"  # a machine without a clock, or a build with a fixed time
         return "was written later" if self.written > outer.written else None
 
     @property
@@ -70,18 +74,21 @@ def inner_volumes(view: Source, start: int, free: ExtentMap, known: ExtentMap) -
     """Volumes in the FREE space of ``view``, which begins at byte ``start`` of its disk; ascending.
 
     ``free`` and ``known`` are maps of the whole view.  Reads 68 KiB at each of at most some 600 places, and opens at
-    most 16 file systems.  Never raises on content.
+    most 17 file systems.  Never raises on content.
     """
     found: dict[int, Inner] = {}
     tried: set[int] = set()
     waiting = list(_places(view.size, start))[::-1]
-    while waiting and len(found) < _FOUND:
+    while waiting:
         at = waiting.pop()
         if at in tried or not 0 < at < view.size or not _is_open(at, free, known):
             continue
         tried.add(at)
         inner = _look(view, at)
         if inner is not None:
+            if len(found) == _FOUND:  # nobody knows how many there are: what begins later is not looked at
+                found[at] = Inner(at, view.size - at, _MORE, None, None)
+                break
             found[at] = inner
             waiting.append(at + inner.size)
     return [found[at] for at in sorted(found)]
@@ -99,18 +106,24 @@ def _places(size: int, start: int) -> Iterator[int]:
 
 
 def _is_open(at: int, free: ExtentMap, known: ExtentMap) -> bool:
-    return bool(_state(free, at) & State.FREE) and not _state(known, at) & State.ZERO
+    """Whether it is free, and not all that a sign may stand in is known to be zeros: not every sign is at 0."""
+    state = int(free.states[int(np.searchsorted(free.starts, at, "right")) - 1])
+    if not state & State.FREE:
+        return False
+    length = min(HEAD, known.start + known.length - at)
+    return known.clip(at, length).total(State.ZERO) < length
 
 
-def _state(extents: ExtentMap, at: int) -> int:
-    return int(extents.states[int(np.searchsorted(extents.starts, at, "right")) - 1])
+def _is_copy(head: bytes) -> bool:
+    """Whether an ext superblock there is a copy inside its file system: it says of which group (s_block_group_nr)."""
+    return head[1080:1082] == b"\x53\xef" and any(head[1024 + 90 : 1024 + 92])
 
 
 def _look(view: Source, at: int) -> Inner | None:
     rest = Slice(view, at, view.size - at)
     try:
         head = read(rest, 0, min(HEAD, rest.size))
-        if not (is_signed(head) or begins(head)):
+        if _is_copy(head) or not (is_signed(head) or begins(head)):
             return None
         found = identify(rest)
     except DeviceError:
@@ -118,8 +131,8 @@ def _look(view: Source, at: int) -> Inner | None:
     if found is None:
         return None
     if found.filesystem is not None:
-        facts = found.filesystem.facts
-        return Inner(at, facts.size, facts.kind, facts.label, facts.written) if facts.size <= rest.size else None
+        facts = found.filesystem.facts  # one that reaches further than the volume around it is no less alive
+        return Inner(at, min(facts.size, rest.size), facts.kind, facts.label, facts.written)
     if not begins(head):  # a boot sector that leads nowhere
         return None
     return Inner(at, span(found.kind, rest) or rest.size, found.kind, found.label, None)
