@@ -237,6 +237,27 @@ def is_locked(fd: int, offset: int, length: int, *, shared: bool) -> bool:
     return kind != fcntl.F_UNLCK
 
 
+def flock_holders(fd: int) -> list[int]:
+    """The processes that have an flock on the open file, in the order of /proc/locks, which wait for none.
+
+    Raises OSError where there is no such table.
+    """
+    status = os.fstat(fd)
+    inode = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    with open("/proc/locks", encoding="ascii") as table:
+        rows = [line.split() for line in table]
+    return [int(row[4]) for row in rows if "->" not in row and "FLOCK" in row and inode in row]
+
+
+def process_name(pid: int) -> str | None:
+    """What a process is called; None where it is not there any more."""
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as name:
+            return name.read().strip()
+    except OSError:
+        return None
+
+
 def file_system_type(where: int | str | os.PathLike[str]) -> int:
     """The magic number of the file system that an open file or a path is on (statfs, ``f_type``)."""
     libc = _libc()

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -28,7 +27,6 @@ _NOT_SHARED: Final = 200
 _PERMISSIONS: Final = 4  # reading, writing, writing the same again, resizing
 _WRITING: Final = (_USED + 1, _USED + 3)
 _PROC: Final = Path("/proc")
-_FLOCK: Final = re.compile(r"^\d+: FLOCK +\S+ +\S+ +(\d+) +([0-9a-f]+):([0-9a-f]+):(\d+) ", re.MULTILINE)
 
 T = TypeVar("T")
 
@@ -74,18 +72,11 @@ def _opened(path: Path) -> Iterator[int]:
 
 def _is_flocked(fd: int) -> bool:
     """Whether somebody has an flock, which says nothing of writing: scripts take turns in reading by it, too."""
-    status = os.fstat(fd)
-    itself = os.major(status.st_dev), os.minor(status.st_dev), status.st_ino
     try:
-        table = (_PROC / "locks").read_text()
-    except OSError:
+        owners = linux.flock_holders(fd)
+    except (OSError, ValueError):
         return False
-    owners = {
-        int(pid)
-        for pid, major, minor, inode in _FLOCK.findall(table)
-        if (int(major, 16), int(minor, 16), int(inode)) == itself
-    }
-    return bool(owners) and not owners <= _ancestors()
+    return bool(owners) and not _ancestors().issuperset(owners)
 
 
 def _ancestors() -> set[int]:
@@ -127,7 +118,7 @@ def writing_processes(which: Callable[[str, Path], T | None]) -> Iterator[tuple[
     for process in _numbers(_PROC):
         for number in _numbers(_PROC / f"{process}/fd") if process != own else ():
             if (found := _written(process, number, which)) is not None:
-                yield f"process {process} ({_name(process)})", found
+                yield f"process {process} ({linux.process_name(process) or '?'})", found
 
 
 def _written(process: int, number: int, which: Callable[[str, Path], T | None]) -> T | None:
@@ -147,13 +138,6 @@ def _numbers(folder: Path) -> list[int]:
         return sorted(int(name) for name in os.listdir(folder) if name.isdecimal())
     except OSError:  # ended meanwhile, or another user's
         return []
-
-
-def _name(process: int) -> str:
-    try:
-        return (_PROC / f"{process}/comm").read_text(errors="replace").strip() or "?"
-    except OSError:
-        return "?"
 
 
 def device_number(descriptor: Path) -> int | None:

@@ -21,7 +21,7 @@ from typing import Final, Protocol, runtime_checkable
 
 from ferrotype.block import Source, Traits
 from ferrotype.block.file import check_read
-from ferrotype.block.views import Concat, Slice
+from ferrotype.block.views import Concat, Slice, Through
 from ferrotype.errors import DamagedRange, ReadError
 from ferrotype.extents import ExtentMap
 from ferrotype.job import Job
@@ -53,23 +53,12 @@ class Marked(Protocol):
     def unreadable(self) -> Sequence[Range]: ...
 
 
-class MarkedSource:
+class MarkedSource(Through):
     """A source of which somebody knows where its bytes stand for what could not be read.  It owns the source."""
 
     def __init__(self, source: Source, unreadable: Sequence[Range]) -> None:
-        self._source = source
+        super().__init__(source)
         self.unreadable = unreadable
-        self.traits = source.traits
-
-    @property
-    def size(self) -> int:
-        return self._source.size
-
-    def read_into(self, offset: int, buf: memoryview, /) -> None:
-        self._source.read_into(offset, buf)
-
-    def extents(self, offset: int, length: int, /) -> ExtentMap:
-        return self._source.extents(offset, length)
 
     def close(self) -> None:
         self._source.close()

@@ -1,5 +1,6 @@
 """Sources and sinks made of others: a part of one, several in a row, one over another, none.
 
+    Through      |==============|     all of it, for views that change one thing
     Slice        |..[========]......|     a partition of a disk
     Concat       |====|=======|==|        the parts of a split image
     Overlay      |==  ==== ==    =|       what the top has;
@@ -24,7 +25,17 @@ from ferrotype.block.file import check_read, check_write
 from ferrotype.errors import DamagedRange, InvalidImage, ReadError
 from ferrotype.extents import ExtentMap, State, overlay
 
-__all__ = ["Concat", "Overlay", "Part", "SinkSlice", "Slice", "Unavailable", "padded_extents", "read_padded"]
+__all__ = [
+    "Concat",
+    "Overlay",
+    "Part",
+    "SinkSlice",
+    "Slice",
+    "Through",
+    "Unavailable",
+    "padded_extents",
+    "read_padded",
+]
 
 
 class Part(NamedTuple):
@@ -56,6 +67,30 @@ def _close_all(sources: Sequence[Source]) -> None:
 def _check_inside(what: str, size: int, start: int, length: int) -> None:
     if start < 0 or length < 0 or start + length > size:
         raise InvalidImage(f"{length} bytes at {start} lie outside the {what}, which has {size}", offset=start)
+
+
+class Through:
+    """All of a source, as it is, and nothing that it tells besides; a base for views that change one thing."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    @property
+    def size(self) -> int:
+        return self._source.size
+
+    @property
+    def traits(self) -> Traits:
+        return self._source.traits
+
+    def read_into(self, offset: int, buf: memoryview, /) -> None:
+        self._source.read_into(offset, buf)
+
+    def extents(self, offset: int, length: int, /) -> ExtentMap:
+        return self._source.extents(offset, length)
+
+    def close(self) -> None:
+        """Nothing: the source is the caller's."""
 
 
 class Slice:

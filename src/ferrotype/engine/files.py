@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from ferrotype.block import Source, Traits
-from ferrotype.block.views import Slice
+from ferrotype.block import Source
+from ferrotype.block.views import Slice, Through
 from ferrotype.errors import DeviceError, FormatError, IntegrityError, ReadError, StoreError
 from ferrotype.extents import ExtentMap
 from ferrotype.filesystems.registry import identify
@@ -39,19 +39,8 @@ class Stretch:
     size: int
 
 
-class Lossy:
+class Lossy(Through):
     """A source whose lost parts are ReadErrors, like the bad sectors of a device, whatever else it raises there."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-
-    @property
-    def size(self) -> int:
-        return self._source.size
-
-    @property
-    def traits(self) -> Traits:
-        return self._source.traits
 
     def read_into(self, offset: int, buf: memoryview, /) -> None:
         try:
@@ -67,9 +56,6 @@ class Lossy:
             return self._source.extents(offset, length)
         except _LOST:
             return ExtentMap.uniform(offset, length)
-
-    def close(self) -> None:
-        """Nothing: the source is the caller's."""
 
 
 def files_hit(source: Source, ranges: Sequence[Range], layout: Sequence[Stretch] | None = None) -> tuple[str, ...]:

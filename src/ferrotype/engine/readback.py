@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import numpy as np
 from blake3 import blake3
 
-from ferrotype.block import Source, Traits, read
+from ferrotype.block import Source, read
 from ferrotype.block.device import aligned_buffer
 from ferrotype.block.file import FileSource
-from ferrotype.block.views import Slice
+from ferrotype.block.views import Slice, Through
 from ferrotype.engine.compare import SECTOR, compare
 from ferrotype.errors import DeviceError, FormatError, ReadError, WriteError
-from ferrotype.extents import ExtentMap, State
+from ferrotype.extents import State
 from ferrotype.formats.registry import open_file
 from ferrotype.formats.related import Related
 from ferrotype.formats.split import joined
@@ -51,38 +51,17 @@ _LENGTH: Final = 16  # bytes of a digest: nobody chooses what a medium gives bac
 
 
 def check_content(expected: Source, back: Source, what: Path, job: Job) -> None:
-    """Compare a disk with the start of what was written.  Raises WriteError naming the first range that differs."""
-    found = compare(_Bare(expected), Slice(back, 0, expected.size), job, phase="reading back")
+    """Compare a disk with the start of what was written.  Raises WriteError naming the first range that differs.
+
+    Zeros for want of what could not be read when it was backed up are to be there, too: ``expected`` does not say so.
+    """
+    found = compare(Through(expected), Slice(back, 0, expected.size), job, phase="reading back")
     if found.differences:
         _fail(what, *found.differences[0])
     for (start, length), why in (
         (ranges[0], why) for ranges, why in zip(found.found, found.reasons, strict=True) if ranges
     ):
         _fail(what, start, length, why)
-
-
-class _Bare:
-    """A disk whose bytes count wherever they are known: zeros for want of what could not be read are to be there."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-
-    @property
-    def size(self) -> int:
-        return self._source.size
-
-    @property
-    def traits(self) -> Traits:
-        return self._source.traits
-
-    def read_into(self, offset: int, buf: memoryview, /) -> None:
-        self._source.read_into(offset, buf)
-
-    def extents(self, offset: int, length: int, /) -> ExtentMap:
-        return self._source.extents(offset, length)
-
-    def close(self) -> None:
-        """Nothing: the source is the caller's."""
 
 
 def check_pieces(pieces: Sequence[tuple[int, bytes]], back: Source, what: Path) -> None:

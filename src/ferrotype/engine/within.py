@@ -135,4 +135,4 @@ def _look(view: Source, at: int) -> Inner | None:
         return Inner(at, min(facts.size, rest.size), facts.kind, facts.label, facts.written)
     if not begins(head):  # a boot sector that leads nowhere
         return None
-    return Inner(at, span(found.kind, rest) or rest.size, found.kind, found.label, None)
+    return Inner(at, span(found.kind, head, rest.size) or rest.size, found.kind, found.label, None)

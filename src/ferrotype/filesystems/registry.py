@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Final
 
-from ferrotype.block import Source, Traits
+from ferrotype.block import Source
+from ferrotype.block.views import Through
 from ferrotype.errors import DeviceError, FormatError, UnsupportedError
-from ferrotype.extents import ExtentMap
 from ferrotype.filesystems import FileSystem, Module
 from ferrotype.filesystems.signatures import Peek, found, member
 
@@ -48,20 +48,12 @@ class Identified:
     damaged: bool = False  # it is of a kind with a reader, which found bytes that contradict it, or none
 
 
-class _Peeked:
+class _Peeked(Through):
     """A volume whose first bytes are answered from what has been read already."""
 
     def __init__(self, source: Source, peek: Peek) -> None:
-        self._source = source
+        super().__init__(source)
         self._peek = peek
-
-    @property
-    def size(self) -> int:
-        return self._source.size
-
-    @property
-    def traits(self) -> Traits:
-        return self._source.traits
 
     def read_into(self, offset: int, buf: memoryview, /) -> None:
         if offset >= 0 and offset + len(buf) <= min(Peek.HEAD, self.size):
@@ -70,12 +62,6 @@ class _Peeked:
                 buf[:] = data
                 return
         self._source.read_into(offset, buf)
-
-    def extents(self, offset: int, length: int, /) -> ExtentMap:
-        return self._source.extents(offset, length)
-
-    def close(self) -> None:
-        """Nothing: the volume is the caller's."""
 
 
 def identify(source: Source) -> Identified | None:

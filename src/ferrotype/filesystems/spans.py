@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from ferrotype.block import Source, read
-from ferrotype.errors import DeviceError
 from ferrotype.filesystems.signatures import MEMBERS, SIGNATURES, Signature
 from ferrotype.units import KiB
 
@@ -46,15 +44,13 @@ def begins(head: bytes) -> bool:
     return any(head.startswith(magics, at) for at, magics in _SIGNS)
 
 
-def span(kind: str, source: Source) -> int | None:
-    """Bytes that the volume at the start of ``source`` takes up as it says itself.  Never raises on content."""
-    if (reader := _SPANS.get(kind)) is None:
-        return None
-    try:
-        head = read(source, 0, min(source.size, HEAD)).ljust(HEAD, b"\0")
-    except DeviceError:
-        return None
-    return size if 0 < (size := reader(head)) <= source.size else None
+def span(kind: str, head: bytes, most: int) -> int | None:
+    """Bytes that the volume which begins with ``head`` says that it takes up, if these are no more than ``most``.
+
+    ``head`` has ``HEAD`` bytes, or all where there are fewer.
+    """
+    reader = _SPANS.get(kind)
+    return size if reader is not None and 0 < (size := reader(head.ljust(HEAD, b"\0"))) <= most else None
 
 
 def _number(head: bytes, at: int, length: int = 4) -> int:

@@ -16,7 +16,7 @@ from typing import Final
 
 from ferrotype.block import Source, read
 from ferrotype.errors import FormatError, InvalidImage, UnsupportedError
-from ferrotype.formats.registry import FORMATS, RAW_SUFFIXES
+from ferrotype.formats.registry import FORMATS, RAW_SUFFIXES, format_of_suffix
 from ferrotype.formats.split import name_of_whole
 
 __all__ = ["no_raw_disk", "other_format"]
@@ -110,12 +110,10 @@ def no_raw_disk(path: PurePath, file: Source, way_out: str = _WAY_OUT) -> Format
         return None
     whole = name_of_whole(Path(path))
     suffix = _suffix(whole)
-    for foreign in FOREIGN:
-        if suffix in foreign.suffixes.split():
-            return UnsupportedError(
-                f"{path} is named like {foreign.what}, and is no disk image that "
-                f"ferrotype knows: {foreign.advice}, {way_out}"
-            )
+    if (like := _named_like(suffix)) is not None:
+        return UnsupportedError(
+            f"{path} is named like {like.what}, and is no disk image that ferrotype knows: {like.advice}, {way_out}"
+        )
     named = next((name for name, row in FORMATS.items() if suffix in row.suffixes and suffix not in RAW_SUFFIXES), "")
     if not named and _SEGMENT.fullmatch(suffix):
         named = "ewf"
@@ -134,10 +132,14 @@ def other_format(path: PurePath) -> str | None:
     suffix = path.suffix.lower()
     if suffix in RAW_SUFFIXES:
         return None
-    for foreign in FOREIGN:
-        if suffix in foreign.suffixes.split():
-            return foreign.what
-    return next((f"an image in the format {name}" for name, row in FORMATS.items() if suffix in row.suffixes), None)
+    if (foreign := _named_like(suffix)) is not None:
+        return foreign.what
+    format = format_of_suffix(Path(path))
+    return None if format is None else f"an image in the format {format}"
+
+
+def _named_like(suffix: str) -> Foreign | None:
+    return next((foreign for foreign in FOREIGN if suffix in foreign.suffixes.split()), None)
 
 
 def _suffix(path: PurePath) -> str:

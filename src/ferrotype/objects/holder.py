@@ -18,6 +18,7 @@ from typing import Final
 
 import msgspec
 
+from ferrotype import linux
 from ferrotype.objects.machine import Machine
 from ferrotype.version import PROGRAM
 
@@ -112,21 +113,11 @@ def look(path: Path) -> LockFile | None:
 
 def kernel_holder(fd: int) -> str:
     """The process that /proc/locks names for this file, and since when it runs."""
-    status = os.fstat(fd)
-    inode = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
-            fields = line.split()
-            if "->" not in fields and "FLOCK" in fields and inode in fields:
-                pid = int(fields[4])
-                return f"process {pid} ({_name(pid)}, running since {_since(pid)})"
+        for pid in linux.flock_holders(fd):
+            name = linux.process_name(pid)
+            return f"process {pid} ({'name unknown' if name is None else name}, running since {_since(pid)})"
     return "another process"
-
-
-def _name(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
-    return "name unknown"
 
 
 def _since(pid: int) -> str:
